@@ -1,0 +1,171 @@
+"""Input files: their identity, and positional reads through a bounded cache of open handles."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from surgery.errors import CorruptInputError, InputChangedError, InputMissingError, Problem, ResourceError
+
+__all__ = ["Source", "check_unchanged", "open_source", "opened", "read_exactly", "read_into"]
+
+_MAX_OPEN_FILES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A regular file as it was when it was opened.
+
+    Attributes:
+        path: Where it lies; absolute.
+        size: Bytes.
+        mtime_ns: Time of its last modification, in nanoseconds.
+        inode: Its number on its device.
+        device: The device it lies on.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+    device: int
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Look at a file, follow symbolic links, and remember what it is.
+
+    Raises:
+        InputMissingError: There is no such file, or it may not be read.
+        CorruptInputError: It is a folder, a pipe, a socket or a device.
+    """
+    absolute = Path(path).absolute()
+    try:
+        info = os.stat(absolute)
+        if stat.S_ISREG(info.st_mode):
+            with open(absolute, "rb"):
+                pass
+    except OSError as error:
+        raise InputMissingError(
+            Problem(str(path), (error.strerror or str(error)).lower(), "a readable file", "Check the path")
+        ) from error
+    if not stat.S_ISREG(info.st_mode):
+        kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe, a socket or a device"
+        raise CorruptInputError(Problem(str(path), kind, "a regular file"))
+    return Source(str(absolute), info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev)
+
+
+class _Handles:
+    """File descriptors by path, the least recently used closed first, none while it is in use."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: OrderedDict[Source, list[int]] = OrderedDict()  # [descriptor, users]
+
+    @contextmanager
+    def use(self, source: Source) -> Iterator[int]:
+        with self._lock:
+            entry = self._open.get(source)
+            if entry is None:
+                entry = [self._open_unchanged(source), 0]
+                self._open[source] = entry
+                self._close_idle()
+            entry[1] += 1
+            self._open.move_to_end(source)
+        try:
+            yield entry[0]
+        finally:
+            with self._lock:
+                entry[1] -= 1
+
+    def _open_unchanged(self, source: Source) -> int:
+        try:
+            descriptor = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InputMissingError(Problem(source.path, (error.strerror or str(error)).lower(), "a file")) from error
+        if _identity(os.fstat(descriptor)) != (source.size, source.mtime_ns, source.inode, source.device):
+            os.close(descriptor)
+            raise _changed(source)
+        return descriptor
+
+    def _close_idle(self) -> None:
+        for source in list(self._open):
+            if len(self._open) <= _MAX_OPEN_FILES:
+                return
+            if self._open[source][1] == 0:
+                os.close(self._open.pop(source)[0])
+
+    def close_all(self) -> None:
+        with self._lock:
+            for source in [source for source, entry in self._open.items() if entry[1] == 0]:
+                os.close(self._open.pop(source)[0])
+
+
+_HANDLES = _Handles()
+
+
+def opened(source: Source):  # type: ignore[no-untyped-def]  # a context manager of the descriptor
+    """The file's descriptor, for the length of a `with` block."""
+    return _HANDLES.use(source)
+
+
+def close_sources() -> None:
+    """Close the descriptors that are not in use."""
+    _HANDLES.close_all()
+
+
+def read_into(source: Source, offset: int, buffer: memoryview) -> None:
+    """Fill `buffer` with the file's bytes from `offset` on.
+
+    Raises:
+        InputChangedError: The file ended before the buffer was full.
+        ResourceError: Reading failed.
+    """
+    with _HANDLES.use(source) as descriptor:
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(descriptor, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise ResourceError(
+                    Problem(f"{source.path}, byte {offset + done}", error.strerror or str(error), "to read it")
+                ) from error
+            if count == 0:
+                raise _changed(source)
+            done += count
+
+
+def read_exactly(source: Source, offset: int, length: int) -> bytearray:
+    """`length` bytes of the file from `offset` on."""
+    data = bytearray(length)
+    read_into(source, offset, memoryview(data))
+    return data
+
+
+def check_unchanged(source: Source) -> None:
+    """Make sure that the file at the path is the one that was opened, with the same size and time.
+
+    Raises:
+        InputChangedError: It is another one, or it was written to.
+    """
+    try:
+        info = os.stat(source.path)
+    except OSError as error:
+        raise _changed(source) from error
+    if _identity(info) != (source.size, source.mtime_ns, source.inode, source.device):
+        raise _changed(source)
+
+
+def _identity(info: os.stat_result) -> tuple[int, int, int, int]:
+    return info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev
+
+
+def _changed(source: Source) -> InputChangedError:
+    return InputChangedError(
+        Problem(source.path, "it changed while it was being read", "an input that stays as it is", "Run again")
+    )
