@@ -16,9 +16,9 @@ class DType:
 
     Attributes:
         name: The name in this project's options and reports, e.g. `bf16`.
-        numpy: The numpy type of an element in memory; `S1`-like opaque bytes never appear: `str` is a `uint32`
-            code point.
-        mindspore: `tensor_type` in a `.ckpt`, or None where MindSpore has no such type.
+        numpy: The numpy type of an element in memory: of `str`, a code point; of `int4` and `hifloat8`, which numpy
+            lacks, the byte that holds one.
+        mindspore: `tensor_type` in a `.ckpt`, which is `str()` of MindSpore's type, or None where it has no such type.
         safetensors: `dtype` in a safetensors header, or None where that format has no such type.
         is_float: Whether values are real floating-point numbers that can be merged and cast.
     """
@@ -56,6 +56,7 @@ _TABLE = (
     DType("fp8_e4m3", np.dtype(ml_dtypes.float8_e4m3fn), "Float8E4M3FN", "F8_E4M3"),
     DType("fp8_e5m2", np.dtype(ml_dtypes.float8_e5m2), "Float8E5M2", "F8_E5M2"),
     DType("fp8_e8m0", np.dtype(ml_dtypes.float8_e8m0fnu), None, "F8_E8M0"),
+    DType("hifloat8", np.dtype(np.uint8), "HiFloat8", None),
     DType("complex64", np.dtype(np.complex64), "Complex64", "C64"),
     DType("complex128", np.dtype(np.complex128), "Complex128", None),
     DType("str", np.dtype("<u4"), "str", None),
@@ -65,8 +66,8 @@ BY_NAME = {dtype.name: dtype for dtype in _TABLE}
 BY_MINDSPORE_NAME = {dtype.mindspore: dtype for dtype in _TABLE if dtype.mindspore is not None}
 BY_SAFETENSORS_NAME = {dtype.safetensors: dtype for dtype in _TABLE if dtype.safetensors is not None}
 
-# int4 and str share a numpy type with int8 and uint32: only the plain ones are found by numpy type.
-_BY_NUMPY = {dtype.numpy: dtype for dtype in reversed(_TABLE) if dtype.name not in ("int4", "str")}
+# These share a numpy type with int8, uint8 and uint32: only the plain ones are found by numpy type.
+_BY_NUMPY = {dtype.numpy: dtype for dtype in _TABLE if dtype.name not in ("int4", "hifloat8", "str")}
 
 
 def dtype_of(array: np.ndarray) -> DType:
