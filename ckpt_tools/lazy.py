@@ -8,6 +8,7 @@ needs, so operations compose without code for each combination.
       Constant       a small array held in memory
       Cast           another element type
       Reshaped       the same values under another shape
+      Transposed     the last two axes exchanged
       Sliced         a rectangle of another tensor
       Concatenated   several tensors behind each other on one axis
 
@@ -16,6 +17,7 @@ What folds adapters into weights (`Merged`, `DoraMerged`, ...) stands in `ckpt_t
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -24,7 +26,7 @@ from typing import final
 
 import numpy as np
 
-from ckpt_tools.casts import cast_array
+from ckpt_tools.casts import cast_array, count_nonfinite
 from ckpt_tools.dtypes import DType
 from ckpt_tools.sources import Source, read_into
 
@@ -39,7 +41,10 @@ __all__ = [
     "Sliced",
     "Statistics",
     "Stored",
+    "Transposed",
     "full_region",
+    "region_shape",
+    "reshape",
 ]
 
 Region = tuple[tuple[int, int], ...]
@@ -74,7 +79,6 @@ class Statistics:
         weight_square: Sum of the squares of the weight before.
         delta_square: Sum of the squares of the delta.
         unchanged: Elements whose stored bits are those of the weight before, cast to the output type.
-        moved: Elements whose exact delta is not zero.
         nonfinite_input: NaN or Inf elements in the weight before.
         nonfinite_output: NaN or Inf elements in the result.
     """
@@ -83,7 +87,6 @@ class Statistics:
     weight_square: float = 0.0
     delta_square: float = 0.0
     unchanged: int = 0
-    moved: int = 0
     nonfinite_input: int = 0
     nonfinite_output: int = 0
 
@@ -93,7 +96,6 @@ class Statistics:
         self.weight_square += other.weight_square
         self.delta_square += other.delta_square
         self.unchanged += other.unchanged
-        self.moved += other.moved
         self.nonfinite_input += other.nonfinite_input
         self.nonfinite_output += other.nonfinite_output
 
@@ -189,14 +191,20 @@ class Stored(LazyTensor):
 @final
 @dataclass(frozen=True, eq=False)
 class Constant(LazyTensor):
-    """A small array that is held in memory.
+    """An array that is held in memory.
 
     Attributes:
-        array: Its values, C-contiguous.
+        array: Its values.
+        dtype: Their element type.
     """
 
     array: np.ndarray
     dtype: DType
+
+    def __repr__(self) -> str:
+        # A plan's digest is made of its repr, and numpy abbreviates long arrays.
+        digest = hashlib.sha256(np.ascontiguousarray(self.array).view(np.uint8).reshape(-1)).hexdigest()
+        return f"Constant(dtype={self.dtype}, shape={self.shape}, sha256={digest})"
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]  # derived from the array
@@ -227,7 +235,8 @@ class Cast(LazyTensor):
         values = self.source.read(region, statistics)
         result = cast_array(values, self.dtype)
         if statistics is not None:
-            statistics.count_nonfinite(values, result)
+            statistics.nonfinite_input += count_nonfinite(values)
+            statistics.nonfinite_output += count_nonfinite(result)
         return result
 
     def sources(self) -> Iterator[ByteRun]:
@@ -237,7 +246,9 @@ class Cast(LazyTensor):
 @final
 @dataclass(frozen=True, slots=True)
 class Reshaped(LazyTensor):
-    """The same values in C order under another shape; read whole axes of the source only.
+    """The same values in C order under another shape.
+
+    Rows along a first axis that both shapes share are pushed down; any other region reads all of the source.
 
     Attributes:
         source: The tensor with the values.
@@ -255,8 +266,50 @@ class Reshaped(LazyTensor):
         return self.source.byte_runs()
 
     def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
-        whole = self.source.read(full_region(self.source.shape), statistics).reshape(self.shape)
+        source_shape = self.source.shape
+        shares_rows = len(region) > 0 and source_shape[:1] == self.shape[:1]
+        if shares_rows and region[1:] == full_region(self.shape[1:]):
+            rows = self.source.read((region[0], *full_region(source_shape[1:])), statistics)
+            return rows.reshape(region_shape(region))
+        whole = self.source.read(full_region(source_shape), statistics).reshape(self.shape)
         return np.ascontiguousarray(whole[_slices(region)])
+
+    def sources(self) -> Iterator[ByteRun]:
+        return self.source.sources()
+
+
+def reshape(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+    """The same values under another shape, by the cheapest kind of tensor that can say so."""
+    if tensor.shape == shape:
+        return tensor
+    if isinstance(tensor, Stored):
+        return Stored(tensor.dtype, shape, tensor.runs)
+    return Reshaped(tensor, shape)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Transposed(LazyTensor):
+    """The last two axes of another tensor exchanged.
+
+    Attributes:
+        source: The tensor whose axes are exchanged.
+    """
+
+    source: LazyTensor
+
+    @property
+    def dtype(self) -> DType:  # type: ignore[override]  # derived from the source
+        return self.source.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]  # derived from the source
+        *stack, rows, columns = self.source.shape
+        return (*stack, columns, rows)
+
+    def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
+        *stack, rows, columns = region
+        return np.ascontiguousarray(self.source.read((*stack, columns, rows), statistics).swapaxes(-1, -2))
 
     def sources(self) -> Iterator[ByteRun]:
         return self.source.sources()

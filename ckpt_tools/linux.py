@@ -1,0 +1,70 @@
+"""The two Linux calls that Python does not offer: fallocate without emulation, and renames with flags."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+__all__ = ["preallocate", "rename_exchange", "rename_new"]
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+_UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+@cache
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def preallocate(descriptor: int, size: int) -> None:
+    """Give a file its size, and its room on the disk where the file system can promise it.
+
+    `os.posix_fallocate` is not used: where the file system has no such call, it writes to every block instead.
+
+    Raises:
+        OSError: There is no room (ENOSPC, EDQUOT).
+    """
+    if size > 0 and hasattr(_libc(), "fallocate"):
+        call = _libc().fallocate
+        if call(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in _UNSUPPORTED and code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    os.ftruncate(descriptor, size)
+
+
+def rename_new(old: Path, new: Path) -> bool:
+    """Rename without replacing anything. False where the system or the file system cannot do that.
+
+    Raises:
+        FileExistsError: `new` exists.
+        OSError: The rename failed.
+    """
+    return _renameat2(old, new, _RENAME_NOREPLACE)
+
+
+def rename_exchange(old: Path, new: Path) -> bool:
+    """Exchange two paths in one step. False where the system or the file system cannot do that.
+
+    Raises:
+        OSError: The exchange failed.
+    """
+    return _renameat2(old, new, _RENAME_EXCHANGE)
+
+
+def _renameat2(old: Path, new: Path, flags: int) -> bool:
+    if not hasattr(_libc(), "renameat2"):
+        return False
+    if _libc().renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), ctypes.c_uint(flags)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _UNSUPPORTED:
+        return False
+    raise OSError(code, os.strerror(code), str(new))

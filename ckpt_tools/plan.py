@@ -1,0 +1,151 @@
+"""A plan: every file of an output, every tensor in it and where its bytes come from, before a byte is written.
+
+Plans are pure: making, printing, digesting and pickling one does no I/O. `ckpt_tools.write` executes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckpt_tools.formats.ckpt import layout_ckpt
+from ckpt_tools.formats.model import FileLayout, NamedTensor
+from ckpt_tools.formats.safetensors import layout_safetensors
+from ckpt_tools.lazy import ByteRun, Region
+from ckpt_tools.sources import Source
+
+__all__ = ["Entry", "OutputBytes", "OutputCopy", "OutputFile", "Plan", "bands"]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A checkpoint file to be written.
+
+    Attributes:
+        name: Its path relative to the output folder; just a name for a single file.
+        format: `ckpt` or `safetensors`.
+        tensors: What it holds, in order.
+        metadata: Strings beside the tensors; `.ckpt` has no place for them.
+        crc: Whether a `.ckpt` ends with a CRC-32 trailer.
+    """
+
+    name: str
+    format: str
+    tensors: tuple[NamedTensor, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    crc: bool = False
+
+    def layout(self) -> FileLayout:
+        """Where every byte of the file comes from.
+
+        Raises:
+            MismatchError: A tensor is of a type that the format cannot hold.
+        """
+        if self.format == "ckpt":
+            return layout_ckpt(self.tensors)
+        return layout_safetensors(self.tensors, self.metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputCopy:
+    """A file that is carried over as it is."""
+
+    name: str
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class OutputBytes:
+    """A small file with given content."""
+
+    name: str
+    data: bytes
+
+
+Entry = OutputFile | OutputCopy | OutputBytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All files of an output.
+
+    Attributes:
+        output: Where the output will lie: a file, or a folder with the entries in it.
+        is_folder: Which of the two.
+        entries: What is written, in order; what makes a folder complete (index, configuration) comes last.
+    """
+
+    output: Path
+    is_folder: bool
+    entries: tuple[Entry, ...]
+
+    def files(self) -> Iterator[OutputFile]:
+        """The checkpoint files."""
+        return (entry for entry in self.entries if isinstance(entry, OutputFile))
+
+    def tensors(self) -> Iterator[NamedTensor]:
+        """All tensors of all files."""
+        for file in self.files():
+            yield from file.tensors
+
+    def sources(self) -> set[Source]:
+        """Every file that is read."""
+        found = {run.source for _, tensor in self.tensors() for run in tensor.sources()}
+        return found | {entry.source for entry in self.entries if isinstance(entry, OutputCopy)}
+
+    def bytes_read(self) -> int:
+        """Bytes of the inputs that are read, each once."""
+        runs = {run for _, tensor in self.tensors() for run in tensor.sources()}
+        return _union(runs) + sum(entry.source.size for entry in self.entries if isinstance(entry, OutputCopy))
+
+    def bytes_written(self) -> int:
+        """Bytes of the output."""
+        return sum(_entry_size(entry) for entry in self.entries)
+
+    def digest(self) -> str:
+        """SHA-256 over everything that decides the output's bytes, the identity of the inputs included."""
+        text = "\n".join(repr(entry) for entry in self.entries)
+        return hashlib.sha256(f"{self.is_folder}\n{text}".encode()).hexdigest()
+
+
+def _entry_size(entry: Entry) -> int:
+    if isinstance(entry, OutputFile):
+        return entry.layout().size
+    return entry.source.size if isinstance(entry, OutputCopy) else len(entry.data)
+
+
+def _union(runs: set[ByteRun]) -> int:
+    total, last_path, last_end = 0, "", 0
+    for run in sorted(runs, key=lambda run: (run.source.path, run.offset, run.length)):
+        if run.source.path != last_path:
+            last_path, last_end = run.source.path, 0
+        end = run.offset + run.length
+        total += max(0, end - max(run.offset, last_end))
+        last_end = max(last_end, end)
+    return total
+
+
+def bands(shape: tuple[int, ...], max_elements: int) -> Iterator[Region]:
+    """Cut a tensor into stretches that follow each other in C order.
+
+    Args:
+        shape: The tensor's shape.
+        max_elements: Elements in a stretch at most, unless a single row of the last axis is longer.
+    """
+    if not shape:
+        yield ()
+        return
+    inner = 1
+    for size in shape[1:]:
+        inner *= size
+    if inner > max_elements and len(shape) > 2:
+        for index in range(shape[0]):
+            for rest in bands(shape[1:], max_elements):
+                yield ((index, index + 1), *rest)
+        return
+    step = max(1, max_elements // max(inner, 1))
+    whole = tuple((0, size) for size in shape[1:])
+    for start in range(0, shape[0], step):
+        yield ((start, min(start + step, shape[0])), *whole)
