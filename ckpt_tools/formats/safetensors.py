@@ -1,0 +1,211 @@
+"""safetensors: a u64 length, a JSON header, the tensors' bytes. Read strictly.
+
+    file   = u64le n   header (n bytes)   data
+    header = {"__metadata__": {str: str}, name: {"dtype": str, "shape": [int], "data_offsets": [start, stop]}, ...}
+
+Offsets count from the beginning of the data and cover it exactly. MindSpore stores its 4-bit integers, one a byte, as
+I8 and marks them in the metadata: `{name: "Int4"}`; any other metadata key that is a tensor's name breaks its reader.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+from ckpt_tools.dtypes import BY_SAFETENSORS_NAME
+from ckpt_tools.formats.model import Checkpoint
+from ckpt_tools.formats.safetensors_layout import (
+    INT4,
+    INT4_MARK,
+    INT4_STORED_AS,
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    METADATA_KEY,
+    is_encodable,
+    layout_safetensors,
+)
+from ckpt_tools.formats.strict_json import parse_json
+from ckpt_tools.lazy import ByteRun, Stored
+from ckpt_tools.sources import Source, open_source, read_exactly
+from surgery.errors import CorruptInputError, Problem, UnknownFormatError
+
+__all__ = ["LENGTH_BYTES", "MAX_HEADER_BYTES", "layout_safetensors", "read_safetensors"]
+
+# The largest number of axes that numpy 1 can hold, and of bytes that an offset can count.
+_MAX_AXES = 32
+_MAX_BYTES = 2**63 - 1
+_MAX_PROBLEMS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What the header says of a tensor; `start` and `stop` count from the beginning of the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> Checkpoint:
+    """The tensors of a file, in the order of their bytes; only the header is read.
+
+    Raises:
+        InputMissingError: The file is not there.
+        CorruptInputError: It breaks a rule of the format.
+        UnknownFormatError: A tensor's type is not known to this project.
+    """
+    source = open_source(path)
+    where = f"{path}, header"
+    header = _read_header(source, where)
+    document = parse_json(header, where, on_object=_compact)
+    if not isinstance(document, dict):
+        raise CorruptInputError(Problem(where, "no object of tensors", "a JSON object that maps names to tensors"))
+    metadata = _check_metadata(document.pop(METADATA_KEY, {}), where)
+    entries = _check_entries(document, where)
+    in_order = sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop))
+    data_start = LENGTH_BYTES + len(header)
+    _check_cover(in_order, source.size - data_start, where)
+
+    kept, warnings = dict(metadata), []
+    tensors: dict[str, Stored] = {}
+    for name, entry in in_order:
+        dtype = BY_SAFETENSORS_NAME[entry.dtype]
+        if name in metadata:
+            if metadata[name] == INT4_MARK and entry.dtype == INT4_STORED_AS:
+                dtype = INT4
+                del kept[name]
+            else:
+                warnings.append(
+                    f"{path}: the metadata key {name!r} is also a tensor's name; MindSpore cannot read such a file, "
+                    "and the key is left out of what is written"
+                )
+        run = ByteRun(source, data_start + entry.start, entry.stop - entry.start)
+        tensors[name] = Stored(dtype, entry.shape, (run,))
+    if list(tensors) != list(entries):
+        warnings.append(f"{path}: its header is not in the order of its data; MindSpore cannot read such a file")
+    return Checkpoint(
+        path=Path(path),
+        format="safetensors",
+        is_folder=False,
+        tensors=tensors,
+        metadata=kept,
+        sources=(source,),
+        warnings=tuple(warnings),
+    )
+
+
+def _read_header(source: Source, where: str) -> bytearray:
+    room = source.size - LENGTH_BYTES
+    if room < 0:
+        raise CorruptInputError(Problem(where, f"a file of {source.size} bytes", "at least 8 bytes of header length"))
+    (length,) = struct.unpack("<Q", read_exactly(source, 0, LENGTH_BYTES))
+    if length > MAX_HEADER_BYTES:
+        raise CorruptInputError(Problem(where, f"a length of {length} bytes", f"at most {MAX_HEADER_BYTES}"))
+    if length > room:
+        raise CorruptInputError(
+            Problem(where, f"a file with {room} bytes behind the length", f"{length} bytes", "Copy the file again")
+        )
+    header = read_exactly(source, LENGTH_BYTES, length)
+    if not header.startswith(b"{"):
+        raise CorruptInputError(Problem(where, f"{bytes(header[:1])!r} at its beginning", "'{'"))
+    return header
+
+
+def _compact(members: dict[str, object]) -> object:
+    """A tensor's description as an `_Entry`, as soon as it is parsed: dicts of a large header would fill the memory."""
+    if members.keys() != {"dtype", "shape", "data_offsets"}:
+        return members
+    dtype, shape, offsets = members["dtype"], members["shape"], members["data_offsets"]
+    if not (isinstance(dtype, str) and _are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
+        return members
+    return _Entry(dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def _are_counts(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _check_metadata(value: object, where: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise CorruptInputError(Problem(f"{where}, {METADATA_KEY}", "something else", "an object of strings"))
+    wrong = [Problem(f"{where}, {METADATA_KEY}", f"{key!r} with a value that is no string", "strings")
+             for key, text in value.items() if not isinstance(text, str)]  # fmt: skip
+    _raise_if_any(wrong)
+    return value
+
+
+def _check_entries(document: Mapping[str, object], where: str) -> dict[str, _Entry]:
+    """The document's entries, each sound by itself."""
+    entries: dict[str, _Entry] = {}
+    problems: list[Problem] = []
+    unknown: dict[str, list[str]] = {}
+    for name, entry in document.items():
+        if not isinstance(entry, _Entry):
+            problems.append(
+                Problem(f"{where}, tensor {name!r}", "something else", "exactly a dtype, a shape and two data_offsets")
+            )
+        elif not is_encodable(name):
+            problems.append(Problem(f"{where}, tensor {name!r}", "a name with half a surrogate pair", "Unicode"))
+        elif entry.dtype not in BY_SAFETENSORS_NAME:
+            unknown.setdefault(entry.dtype, []).append(name)
+        else:
+            problems += _check_size(name, entry, where)
+            entries[name] = entry
+    _raise_if_any(problems)
+    if unknown:
+        raise UnknownFormatError(
+            Problem(
+                f"{where}, {len(names)} tensors such as {names[0]!r}",
+                f"the type {dtype!r}",
+                "one of " + ", ".join(BY_SAFETENSORS_NAME),
+                "Convert the file to one of these types first",
+            )
+            for dtype, names in unknown.items()
+        )
+    return entries
+
+
+def _check_size(name: str, entry: _Entry, where: str) -> Iterable[Problem]:
+    itemsize = BY_SAFETENSORS_NAME[entry.dtype].itemsize
+    place = f"{where}, tensor {name!r}"
+    if len(entry.shape) > _MAX_AXES:
+        yield Problem(place, f"{len(entry.shape)} axes", f"at most {_MAX_AXES}")
+    elif math.prod(size for size in entry.shape if size) * itemsize > _MAX_BYTES:
+        yield Problem(place, f"the shape {list(entry.shape)}", "fewer than 2^63 bytes")
+    elif math.prod(entry.shape) * itemsize != entry.stop - entry.start:
+        yield Problem(
+            place,
+            f"data_offsets [{entry.start}, {entry.stop}], which are {entry.stop - entry.start}",
+            f"{math.prod(entry.shape) * itemsize} bytes for {entry.dtype} {list(entry.shape)}",
+        )
+
+
+def _check_cover(in_order: Sequence[tuple[str, _Entry]], data_bytes: int, where: str) -> None:
+    covered = 0
+    for name, entry in in_order:
+        if entry.start != covered:
+            kind = "a hole" if entry.start > covered else "an overlap"
+            raise CorruptInputError(
+                Problem(f"{where}, tensor {name!r}", f"{kind}: its data begins at {entry.start}", f"it at {covered}")
+            )
+        covered = entry.stop
+    if covered != data_bytes:
+        kind = "cut off" if covered > data_bytes else "with trailing bytes"
+        raise CorruptInputError(
+            Problem(where, f"a file {kind}, with {data_bytes}", f"{covered} bytes of data", "Copy the file again")
+        )
+
+
+def _raise_if_any(problems: Sequence[Problem]) -> None:
+    """All problems at once, but not ten thousand: what is wrong with one tensor is often wrong with all."""
+    if len(problems) > _MAX_PROBLEMS:
+        rest = Problem("further", f"{len(problems) - _MAX_PROBLEMS} problems of this kind")
+        raise CorruptInputError([*problems[:_MAX_PROBLEMS], rest])
+    if problems:
+        raise CorruptInputError(problems)

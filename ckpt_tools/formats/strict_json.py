@@ -1,0 +1,50 @@
+"""JSON from files that nobody vouches for: UTF-8, no key twice, no depth that exhausts the stack, no NaN."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import NoReturn
+
+from surgery.errors import CorruptInputError, Problem
+
+__all__ = ["MAX_JSON_BYTES", "parse_json"]
+
+MAX_JSON_BYTES = 100_000_000
+"""The limit that safetensors sets to its header; no honest index or configuration comes near it."""
+
+
+def parse_json(
+    data: bytes | bytearray, where: str, on_object: Callable[[dict[str, object]], object] | None = None
+) -> object:
+    """The value that a JSON text stands for.
+
+    Args:
+        data: The text, UTF-8.
+        where: What to call the text in an error.
+        on_object: Turns each object, the innermost first, into what takes its place.
+
+    Raises:
+        CorruptInputError: It is no UTF-8, no JSON, too deeply nested, or an object holds a key twice.
+    """
+
+    def unique(pairs: list[tuple[str, object]]) -> object:
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise CorruptInputError(Problem(where, f"the key {twice!r} twice", "each key once"))
+        return members if on_object is None else on_object(members)
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    except UnicodeDecodeError as error:
+        raise CorruptInputError(Problem(where, f"byte {error.start} is not UTF-8", "UTF-8 text")) from error
+    except RecursionError:
+        # Without its cause: a traceback of the exhausted stack helps nobody.
+        raise CorruptInputError(Problem(where, "JSON nested too deep", "a few levels")) from None
+    except ValueError as error:
+        raise CorruptInputError(Problem(where, f"broken JSON ({error})", "JSON")) from error
