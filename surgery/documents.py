@@ -1,0 +1,138 @@
+"""JSON and YAML files read strictly: what is ambiguous or hostile is an error, not a surprise."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from surgery.errors import CorruptInputError, InputMissingError, Problem
+
+__all__ = ["read_json", "read_yaml"]
+
+# A run YAML is some 10 KB and an adapter's configuration 2 KB; PyYAML needs a second for a megabyte.
+_MAX_BYTES = 4 * 1024 * 1024
+_MAX_NODES = 1_000_000
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        InputMissingError: There is no such file, or it may not be read.
+        CorruptInputError: It is no JSON object, has a key twice, is nested too deeply or too large.
+    """
+    text = _read_text(path)
+    try:
+        value = json.loads(text, object_pairs_hook=lambda pairs: _without_duplicates(path, pairs))
+    except RecursionError as error:
+        raise _corrupt(path, "JSON nested too deeply") from error
+    except ValueError as error:
+        raise _corrupt(path, f"no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CorruptInputError(Problem(str(path), f"a JSON {type(value).__name__}", "a JSON object"))
+    return value
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The mapping that a YAML file holds; only plain types, as with `yaml.safe_load`.
+
+    Raises:
+        InputMissingError: There is no such file, or it may not be read.
+        CorruptInputError: It is no YAML mapping, has a key twice, asks for Python objects, is nested too deeply or
+            too large, or becomes so by its aliases.
+    """
+    import yaml  # 20 ms that most runs need not spend
+
+    class Loader(yaml.SafeLoader):
+        """`SafeLoader` that refuses duplicate keys."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            merged = [key for key in keys if key != "<<"]
+            twice = {key for key in merged if merged.count(key) > 1}
+            if twice:
+                where = f"{path}, line {node.start_mark.line + 1}"
+                raise CorruptInputError(Problem(where, f"key {min(twice)!r} twice", "each key once in a mapping"))
+            return super().construct_mapping(node, deep)
+
+    loader = Loader(_read_text(path))
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise CorruptInputError(Problem(str(path), "an empty file", "a YAML mapping"))
+        _check_size(path, node)
+        value = loader.construct_document(node)
+    except RecursionError as error:
+        raise _corrupt(path, "YAML nested too deeply") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise _corrupt(path, f"no plain YAML ({' '.join(str(error).split())})") from error
+    finally:
+        loader.dispose()
+    if not isinstance(value, dict):
+        raise CorruptInputError(Problem(str(path), f"a YAML {type(value).__name__}", "a YAML mapping"))
+    return value
+
+
+def _read_text(path: str | os.PathLike[str]) -> str:
+    try:
+        info = Path(path).stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise CorruptInputError(Problem(str(path), "no regular file", "a configuration file"))
+        if info.st_size > _MAX_BYTES:
+            found = f"{info.st_size} bytes"
+            raise CorruptInputError(Problem(str(path), found, f"a configuration of at most {_MAX_BYTES} bytes"))
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputMissingError(
+            Problem(str(path), (error.strerror or str(error)).lower(), "a readable file", "Check the path")
+        ) from error
+    except UnicodeDecodeError as error:
+        raise _corrupt(path, f"no UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _without_duplicates(path: str | os.PathLike[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise CorruptInputError(Problem(str(path), f"key {key!r} twice", "each key once in an object"))
+        result[key] = value
+    return result
+
+
+def _check_size(path: str | os.PathLike[str], root: Any) -> None:
+    """Count the nodes that the document has with every alias written out, without writing one out.
+
+    A node is shared by its aliases, so a few lines can stand for 10^9 nodes; and one may contain itself.
+    """
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: Any) -> int:
+        known = sizes.get(id(node))
+        if known is not None:
+            return known
+        if id(node) in open_nodes:
+            raise CorruptInputError(
+                Problem(str(path), "a YAML alias inside of what it stands for", "a finite document")
+            )
+        open_nodes.add(id(node))
+        children = node.value if isinstance(node.value, list) else []
+        total = 1 + sum(size(part) for child in children for part in (child if isinstance(child, tuple) else (child,)))
+        open_nodes.discard(id(node))
+        if total > _MAX_NODES:
+            raise CorruptInputError(
+                Problem(
+                    str(path), f"more than {_MAX_NODES} nodes with its aliases written out", "a run's configuration"
+                )
+            )
+        sizes[id(node)] = total
+        return total
+
+    size(root)
+
+
+def _corrupt(path: str | os.PathLike[str], found: str) -> CorruptInputError:
+    return CorruptInputError(Problem(str(path), found, "a configuration file"))
