@@ -35,16 +35,6 @@ _CHUNK_BYTES = 2**20
 # (SM4-CBC): all share the upper three.
 _CIPHER_MAGIC = b"\x5e\x3a\x7f"
 
-_FOREIGN = (
-    (b"PK\x03\x04", "a zip archive, as torch.save writes", "Save it as safetensors"),
-    (b"\x80", "a Python pickle, as old versions of torch.save write", "Save it as safetensors"),
-    (b"\x89HDF", "an HDF5 file", "Save it as safetensors"),
-    (b"\x1f\x8b", "a gzip file", "Unpack it"),
-    (b"GGUF", "a GGUF file", "Use the checkpoint that it was made of"),
-    (b"version https://git-lfs", "a Git LFS pointer instead of the file", "Run: git lfs pull"),
-    (b"\0\0\0\0", "zeros", "The file was never written out: copy it again"),
-)
-
 
 def looks_like_ckpt(head: bytes) -> bool:
     """Whether a file that begins so is a `.ckpt`, encrypted ones included.
@@ -149,15 +139,10 @@ def _refuse_head(source: Source, head: bytes) -> None:
 
 def _unknown(source: Source, head: bytes) -> UnknownFormatError:
     found, remedy = f"a file that begins with {head[:8].hex(' ')}", "Check the path"
-    for magic, what, advice in _FOREIGN:
-        if head.startswith(magic):
-            found, remedy = what, advice
-            break
-    else:
-        if head[8:9] == b"{":
-            found, remedy = "a safetensors file", "Give it the suffix .safetensors"
-        elif head[:1] in (b"\x08", b"\x12", b"\x1a") or head.startswith(CRC_MAGIC):
-            found, remedy = "a file without tensors (a parallel strategy?)", "Give the checkpoint itself"
+    if not any(head):
+        found, remedy = "zeros", "The file was never written out: copy it again from where it was saved"
+    elif head[:1] in (b"\x08", b"\x12", b"\x1a") or head.startswith(CRC_MAGIC):
+        found, remedy = "a file without tensors (a parallel strategy?)", "Give the checkpoint itself"
     return UnknownFormatError(Problem(source.path, found, "a MindSpore .ckpt", remedy))
 
 
