@@ -96,6 +96,9 @@ class WireReader:
         Raises:
             CorruptInputError: It leaves the message that ends at `limit`, or it does not fit 64 bits.
         """
+        index = offset - self._begin
+        if offset < limit and 0 <= index < len(self._window) and self._window[index] < 0x80:
+            return self._window[index], offset + 1  # nearly all of a header's numbers
         value = 0
         for index in range(min(_MAX_VARINT_BYTES, limit - offset)):
             byte = self.byte(offset + index)

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from helpers import materialise
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mindspore import Parameter, Tensor
 from mindspore.train import serialization
@@ -266,6 +266,7 @@ def arrays(draw: st.DrawFn) -> Constant:
     st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), arrays(), max_size=5),
     st.integers(1, 40),
 )
+@settings(deadline=None)
 def test_protobuf_parses_what_is_laid_out_and_would_write_the_same(
     named: dict[str, Constant], slice_bytes: int
 ) -> None:

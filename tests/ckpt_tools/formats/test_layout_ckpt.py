@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ckpt_bytes import value
 from helpers import materialise
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_tools.dtypes import BY_NAME, DType
@@ -129,6 +129,7 @@ CHECKPOINTS = st.dictionaries(NAMES, tensors(), min_size=1, max_size=6)
 
 
 @given(CHECKPOINTS, st.integers(1, 40))
+@settings(deadline=None)
 def test_whatever_is_laid_out_is_read_back(named: dict[str, Constant], slice_bytes: int) -> None:
     data = laid_out(list(named.items()), slice_bytes)
     with tempfile.TemporaryDirectory() as folder:

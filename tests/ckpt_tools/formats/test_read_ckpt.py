@@ -168,6 +168,20 @@ def test_a_name_may_hold_any_character(tmp_path: Path, name: str) -> None:
     assert all(warning.isprintable() for warning in checkpoint.warnings)
 
 
+@pytest.mark.parametrize("length", [16_300, 16_384])
+def test_headers_are_read_wherever_they_lie(tmp_path: Path, length: int) -> None:
+    # The reader's window is 16 KiB: this moves the headers behind the first tensor over the end of it, byte by byte.
+    names = [f"model.layers.{i}.attention.wq.weight" for i in range(200)]
+    for shift in range(0, 90, 11):
+        data = value("first", [length + shift], "Int8", bytes(length + shift))
+        data += b"".join(value(name, [i, 2], "UInt8", bytes([i % 256]) * 2 * i) for i, name in enumerate(names))
+        tensors = read(tmp_path, data).tensors
+        assert list(tensors) == ["first", *names]
+        assert all(
+            tensors[name].read(((i - 1, i), (0, 2))).tolist() == [[i % 256] * 2] for i, name in enumerate(names) if i
+        )
+
+
 def test_warnings_are_bounded(tmp_path: Path) -> None:
     checkpoint = read(tmp_path, b"".join(floats(f"\x1b{i}") for i in range(500)))
     assert len(checkpoint.tensors) == 500
