@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from typing import Any
 
-__all__ = ["tied_partner"]
+__all__ = ["tied_names", "tied_partner"]
 
 _HEADS = (
     "lm_head.weight",
@@ -83,6 +83,35 @@ def tied_partner(name: str, present_names: Container[str], config_json: Mapping[
             if other != name and other in present_names and not (untied and _is_tied_by_choice(name, other)):
                 return other
     return None
+
+
+# The architectures that have an output head: without one, a missing head is missing because there is none.
+_WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")
+
+
+def tied_names(
+    name: str, present_names: Container[str], config_json: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """The missing weights that are tied to one which is there.
+
+    Args:
+        name: A weight of the checkpoint.
+        present_names: All names of the checkpoint.
+        config_json: The model's `config.json`. Without one, or for an architecture without an output head, nothing is
+            known to be missing.
+
+    Returns:
+        The other names of that weight; of several spellings of an output head the one that transformers 5 uses.
+    """
+    architectures = (config_json or {}).get("architectures") or ()
+    if config_json is None or not any(str(entry).endswith(_WITH_HEAD) for entry in architectures):
+        return ()
+    for row in _TIED:
+        if name == row[0] and not any(other in present_names for other in row[1:]):
+            heads = [other for other in row[1:] if tied_partner(other, present_names, config_json) == name]
+            is_whisper = any("Whisper" in str(entry) for entry in architectures)
+            return tuple(heads[-1:] if is_whisper else heads[:1])
+    return ()
 
 
 def _says_untied(config: Mapping[str, Any]) -> bool:

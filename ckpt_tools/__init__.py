@@ -1,0 +1,34 @@
+"""Checkpoint tools: the operations behind the commands, each a function with the command's arguments.
+
+    from ckpt_tools import merge
+    report = merge("base.ckpt", "lora.ckpt", alpha=16)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckpt_tools.formats import Checkpoint, open_checkpoint
+    from ckpt_tools.merging import merge
+    from ckpt_tools.reports import MergeReport
+    from ckpt_tools.saving import save_checkpoint
+
+__all__ = ["Checkpoint", "MergeReport", "merge", "open_checkpoint", "save_checkpoint"]
+
+_HOMES = {
+    "Checkpoint": "ckpt_tools.formats",
+    "MergeReport": "ckpt_tools.reports",
+    "merge": "ckpt_tools.merging",
+    "open_checkpoint": "ckpt_tools.formats",
+    "save_checkpoint": "ckpt_tools.saving",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # numpy alone takes longer to import than `--help` may take, so nothing is imported before it is asked for.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

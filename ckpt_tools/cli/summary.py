@@ -1,0 +1,88 @@
+"""A report in a few lines for a terminal; `--json` has all of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import median
+
+from ckpt_tools.reports import FoldedWeight, MergeReport
+from ckpt_tools.sizes import format_size
+
+__all__ = ["summarise"]
+
+
+def summarise(report: MergeReport) -> str:
+    """What a merge did, or would do."""
+    lines = [_headline(report)]
+    lines += [f"  adapter    {line}" for line in _adapters(report)]
+    lines += [f"  {label:<10} {text}" for label, text in _facts(report)]
+    return "\n".join(lines)
+
+
+def _headline(report: MergeReport) -> str:
+    verb = "would merge" if report.dry_run else "merged"
+    inputs = " + ".join([report.base, *(adapter.path for adapter in report.adapters if adapter.path != report.base)])
+    return f"{verb} {inputs} -> {report.output}"
+
+
+def _adapters(report: MergeReport) -> list[str]:
+    lines = []
+    for adapter in report.adapters:
+        uses = [use for weight in report.weights for use in weight.adapters if use.adapter == adapter.path]
+        folded = [use for use in uses if use.scaling is not None]
+        ranks = sorted({use.rank for use in folded if use.rank is not None})
+        scalings = sorted({use.scaling for use in folded if use.scaling is not None})
+        alphas = sorted({use.alpha for use in folded if use.alpha is not None})
+        parts = [", ".join(adapter.families) or "plain weights"]
+        if folded:
+            parts.append(f"rank {_values(ranks)}")
+            origin = adapter.config if alphas and adapter.config else "the command line"
+            alpha = f", alpha {_values(alphas)}" if alphas else ""
+            parts.append(f"scaling {_values(scalings)} ({origin}{alpha})")
+        if adapter.names:
+            parts.append(f"names {adapter.names}")
+        lines.append("; ".join(parts))
+    return lines
+
+
+def _facts(report: MergeReport) -> list[tuple[str, str]]:
+    folded = [w for w in report.weights if any(use.kind != "replaced" for use in w.adapters)]
+    replaced = len(report.weights) - len(folded)
+    facts = [("folded", f"{len(folded)} weights" + (f"; {replaced} replaced" if replaced else ""))]
+    if any(weight.relative_delta is not None for weight in folded):
+        facts += _measurements(folded)
+    others = f"{len(report.copied)} tensors" + (f"; {len(report.cast)} cast" if report.cast else "")
+    facts.append(("copied", others))
+    if report.dropped:
+        reasons = Counter(entry.reason for entry in report.dropped)
+        facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in reasons.items())))
+    files = f"{len(report.files)} files" if len(report.files) > 1 else report.format
+    written = f"{format_size(report.bytes_written)}, {files}"
+    if report.dry_run:
+        facts += [
+            ("reads", format_size(report.bytes_read)),
+            ("writes", f"{written}; {format_size(report.free_disk_bytes)} free"),
+            ("memory", f"at most {format_size(report.peak_memory_bytes)}"),
+        ]
+    else:
+        rate = format_size(round(report.bytes_written / max(report.seconds, 1e-9)))
+        facts.append(("wrote", f"{written}, in {report.seconds:.2f} s ({rate}/s)"))
+    return facts
+
+
+def _measurements(folded: list[FoldedWeight]) -> list[tuple[str, str]]:
+    deltas = [weight.relative_delta for weight in folded if weight.relative_delta is not None]
+    shares = [weight.unchanged_share for weight in folded if weight.unchanged_share is not None]
+    largest = max(folded, key=lambda weight: weight.unchanged_share or 0.0)
+    return [
+        ("delta", f"|delta| / |weight| {_percent(min(deltas))} to {_percent(max(deltas))}, median {_percent(median(deltas))}"),
+        ("rounding", f"left {_percent(median(shares))} of the elements unchanged (median); most in {largest.name}: {_percent(max(shares))}"),
+    ]
+
+
+def _values(values: list[int] | list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values) or "-"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

@@ -1,0 +1,76 @@
+"""How an adapter's factors fit a weight: which way round they go, and what is wrong where they don't."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckpt_tools.folding import LowRankTerm
+from ckpt_tools.lazy import LazyTensor, Transposed, reshape
+from surgery.errors import Problem
+from surgery.grouping import LoraPair
+
+__all__ = ["Fit", "fit_pair", "term_of"]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Which way round an update goes.
+
+    Attributes:
+        matrix_shape: The shape under which the weight is folded; convolution kernels become matrices.
+        transposed: Whether the update is (B @ A) transposed: Conv1D's (in, out) weights, embeddings.
+        is_square: Whether the shapes alone could not tell.
+    """
+
+    matrix_shape: Shape
+    transposed: bool
+    is_square: bool = False
+
+
+def fit_pair(pair: LoraPair, a: Shape, b: Shape, weight: Shape, *, fan_in_fan_out: bool) -> Fit | Problem:
+    """Fit an update to the weight that it was trained on.
+
+    Args:
+        pair: The update.
+        a: Shape of A.
+        b: Shape of B.
+        weight: Shape of the weight.
+        fan_in_fan_out: Whether a weight for which both ways are possible is (in, out).
+    """
+    if pair.kind == "expert":
+        fits, wanted = weight == (a[0], a[1], b[2]), (a[0], a[1], b[2])
+        return Fit(weight, False) if fits else _misfit(pair, a, b, weight, wanted)
+    if pair.kind == "embedding":
+        wanted = (a[1], b[0])
+        return Fit(weight, True) if weight == wanted else _misfit(pair, a, b, weight, wanted)
+    if pair.kind == "conv":
+        wanted = (b[0], *a[1:])
+        columns = 1
+        for size in a[1:]:
+            columns *= size
+        return Fit((b[0], columns), False) if weight == wanted else _misfit(pair, a, b, weight, wanted)
+    plain, transposed = (b[0], a[1]), (a[1], b[0])
+    if weight == plain == transposed:
+        return Fit(weight, fan_in_fan_out, is_square=True)
+    if weight in (plain, transposed):
+        return Fit(weight, weight == transposed)
+    return _misfit(pair, a, b, weight, plain)
+
+
+def term_of(pair: LoraPair, a: LazyTensor, b: LazyTensor, scaling: float, fit: Fit) -> LowRankTerm:
+    """The update as a product of lazy tensors."""
+    if pair.kind == "expert":
+        return LowRankTerm(a, b, scaling)
+    a, b = reshape(a, (pair.rank, a.size // pair.rank)), reshape(b, (b.shape[0], pair.rank))
+    return LowRankTerm(Transposed(a), Transposed(b), scaling) if fit.transposed else LowRankTerm(b, a, scaling)
+
+
+def _misfit(pair: LoraPair, a: Shape, b: Shape, weight: Shape, wanted: Shape) -> Problem:
+    return Problem(
+        pair.layer or pair.a,
+        f"shape {weight} in the base, A {a} and B {b} in the adapter",
+        f"a weight of shape {wanted}",
+        "The adapter was trained on another base, or one of the two is a slice of a distributed run",
+    )

@@ -1,0 +1,150 @@
+"""What an operation did, for people and for programs: frozen dataclasses that become one JSON object."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+
+__all__ = ["AdapterReport", "AdapterUse", "DroppedTensor", "FoldedWeight", "MergeReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterReport:
+    """One adapter that went in.
+
+    Attributes:
+        path: What the user gave.
+        digest: SHA-256 over the content of its tensors, as `ckpt_tools.fingerprint.content_digest` defines it.
+        config: The file that the scale was read from; empty where it came from the command line.
+        families: How its parameters are spelled.
+        names: What was done to its names to find the base's; empty where they are spelled alike.
+    """
+
+    path: str
+    digest: str
+    config: str
+    families: tuple[str, ...]
+    names: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterUse:
+    """One adapter's part in one weight.
+
+    Attributes:
+        adapter: Its path.
+        keys: Its tensors that went into the weight.
+        kind: `linear`, `embedding`, `conv`, `expert`, `bias` or `replaced`.
+        rank: LoRA's rank; None where there is none.
+        alpha: LoRA's alpha; None where the scale itself was given.
+        scaling: The factor in front of B @ A; None where the weight was replaced.
+        dora: Whether the weight was renormalised by a DoRA magnitude.
+    """
+
+    adapter: str
+    keys: tuple[str, ...]
+    kind: str
+    rank: int | None = None
+    alpha: float | None = None
+    scaling: float | None = None
+    dora: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedWeight:
+    """One weight of the output that is not the base's.
+
+    Attributes:
+        name: Its name in the output.
+        base_name: Its name in the base.
+        shape: Its shape.
+        dtype: Its element type in the output.
+        adapters: What went in.
+        weight_norm: Frobenius norm of the weight before; None in a dry run and for replaced weights.
+        delta_norm: Frobenius norm of what was added.
+        relative_delta: delta_norm / weight_norm.
+        unchanged_share: Share of the elements, 0 to 1, whose stored bits the rounding left as they were.
+    """
+
+    name: str
+    base_name: str
+    shape: tuple[int, ...]
+    dtype: str
+    adapters: tuple[AdapterUse, ...]
+    weight_norm: float | None = None
+    delta_norm: float | None = None
+    relative_delta: float | None = None
+    unchanged_share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedTensor:
+    """A tensor of an input that is not in the output, and why."""
+
+    name: str
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What `merge` did, or in a dry run would do.
+
+    Attributes:
+        output: Where the output lies.
+        dry_run: Whether nothing was written.
+        base: The base's path.
+        base_fingerprint: As `ckpt_tools.fingerprint.fingerprint` defines it.
+        adapters: The adapters that went in.
+        format: `ckpt` or `safetensors`.
+        files: Names of the output's files; a single one is the output itself.
+        weights: Every weight that is not the base's.
+        copied: Names in the output of tensors with the base's bytes.
+        cast: Names in the output of tensors that were only cast to another type.
+        dropped: Tensors of the inputs that are not in the output.
+        warnings: What the user ought to know, a sentence each.
+        bytes_read: Bytes of the inputs that are read for the output.
+        bytes_written: Bytes of the output.
+        peak_memory_bytes: The anonymous memory that is expected at most.
+        free_disk_bytes: Room at the output's place before writing.
+        seconds: Wall-clock time.
+        resumed: Files that a killed run of the same plan had completed.
+        version: This tool's version.
+        command: `merge`.
+    """
+
+    output: str
+    dry_run: bool
+    base: str
+    base_fingerprint: str
+    adapters: tuple[AdapterReport, ...]
+    format: str
+    files: tuple[str, ...]
+    weights: tuple[FoldedWeight, ...]
+    copied: tuple[str, ...]
+    cast: tuple[str, ...]
+    dropped: tuple[DroppedTensor, ...]
+    warnings: tuple[str, ...]
+    bytes_read: int
+    bytes_written: int
+    peak_memory_bytes: int
+    free_disk_bytes: int
+    seconds: float
+    resumed: tuple[str, ...] = ()
+    version: str = ""
+    command: str = field(default="merge")
+
+    def to_json(self) -> str:
+        """The report as one JSON object; numbers that are not finite become null."""
+        return json.dumps(_finite(asdict(self)), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value

@@ -1,0 +1,53 @@
+"""`save_checkpoint`: write tensors that are at hand, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ckpt_tools.dtypes import dtype_of
+from ckpt_tools.lazy import Constant, LazyTensor
+from ckpt_tools.plan import OutputFile, Plan
+from ckpt_tools.write import execute
+from surgery.errors import Problem, UsageError
+
+__all__ = ["save_checkpoint"]
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, np.ndarray | LazyTensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    crc: bool = False,
+    force: bool = False,
+) -> None:
+    """Write a single checkpoint file; its suffix, `.ckpt` or `.safetensors`, chooses the format.
+
+    Args:
+        path: Where it goes.
+        tensors: Name to array or lazy tensor, in the order of the file.
+        metadata: Strings beside the tensors; a `.ckpt` has no place for them.
+        crc: End a `.ckpt` with a CRC-32, as MindSpore's `crc_check=True` does.
+        force: Replace an existing file.
+
+    Raises:
+        UsageError: The suffix is another one, or there is metadata for a `.ckpt`.
+        MismatchError: An element type is one that the format does not have.
+        OutputExistsError: The file exists and `force` is not set.
+        ResourceError: The disk is full, or an I/O call failed.
+    """
+    path = Path(path)
+    format = path.suffix.lower().removeprefix(".")
+    if format not in ("ckpt", "safetensors"):
+        raise UsageError(Problem(str(path), f"suffix {path.suffix or '(none)'}", ".ckpt or .safetensors"))
+    if metadata and format == "ckpt":
+        raise UsageError(Problem(str(path), "metadata for a .ckpt, which has no place for it", "a .safetensors file"))
+    named = tuple(
+        (name, value if isinstance(value, LazyTensor) else Constant(value, dtype_of(value)))
+        for name, value in tensors.items()
+    )
+    execute(Plan(path, False, (OutputFile(path.name, format, named, dict(metadata or {}), crc),)), force=force)

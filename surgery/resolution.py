@@ -1,0 +1,100 @@
+"""Where in a base the weights that an adapter names are: as they are spelled, translated, or under another prefix.
+
+The same network is saved as `model.layers.0...` by one program and as `layers.0...` by another, and Hugging Face and
+MindFormers spell LLaMA-like layers differently. One rule is chosen for a whole adapter, never a rule for each key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from surgery.errors import MismatchError, Problem
+from surgery.translation import naming_of, to_huggingface, to_mindformers
+
+__all__ = ["Resolution", "resolve_names"]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """How an adapter's names were found in a base.
+
+    Attributes:
+        found: What was asked for, to the name in the base; what has none is left out.
+        rule: What was done to the names, in words; empty where they are spelled alike.
+        apply: The rule, for names that are to be made up.
+    """
+
+    found: Mapping[str, str]
+    rule: str
+    apply: Callable[[str], str]
+
+
+_Rule = tuple[str, Callable[[str], str]]
+
+
+def resolve_names(wanted: Mapping[str, tuple[str, ...]], base: Collection[str]) -> Resolution:
+    """Find weights in a base by one rule for all of them.
+
+    Args:
+        wanted: Any identifier, to the names that its weight may have, likeliest first.
+        base: The names in the base.
+
+    Raises:
+        MismatchError: Different rules find all of the names, in different places.
+    """
+    best = Resolution({}, "", _same)
+    complete: list[Resolution] = []
+    for description, rule in _rules(wanted, base):
+        found = {key: name for key, names in wanted.items() if (name := _first(map(rule, names), base)) is not None}
+        resolution = Resolution(found, description, rule)
+        if len(found) == len(wanted):
+            if not description:
+                return resolution
+            complete.append(resolution)
+        elif len(found) > len(best.found):
+            best = resolution
+    if not complete:
+        return best
+    others = [other for other in complete[1:] if other.found != complete[0].found]
+    if others:
+        raise MismatchError(
+            Problem(
+                "the adapter's names",
+                f"they fit the base in several ways: {complete[0].rule}, or {others[0].rule}",
+                "one way",
+                "Rename the adapter's keys so that they begin as the base's do",
+            )
+        )
+    return complete[0]
+
+
+def _rules(wanted: Mapping[str, tuple[str, ...]], base: Collection[str]) -> Iterator[_Rule]:
+    spellings: list[_Rule] = [("", _same)]
+    naming = naming_of(base)
+    if naming is not None and naming_of([names[0] for names in wanted.values()]) not in (naming, None):
+        translate = to_huggingface if naming == "huggingface" else to_mindformers
+        spellings.append((f"translated to {naming} names", translate))
+    yield from spellings
+    prefixes = sorted({name.partition(".")[0] for name in base if "." in name})
+    for description, spell in spellings:
+        joined = f"{description} and " if description else ""
+        yield f"{joined}without their first component", _strip(spell)
+        for prefix in prefixes:
+            yield f"{joined}behind '{prefix}.'", _prepend(spell, prefix)
+
+
+def _same(name: str) -> str:
+    return name
+
+
+def _strip(spell: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda name: spell(name).partition(".")[2]
+
+
+def _prepend(spell: Callable[[str], str], prefix: str) -> Callable[[str], str]:
+    return lambda name: f"{prefix}.{spell(name)}"
+
+
+def _first(names: Iterator[str], base: Collection[str]) -> str | None:
+    return next((name for name in names if name in base), None)
