@@ -67,26 +67,26 @@ def random_lora(
 
 
 def write_mindpet(lora: Lora, folder: Path) -> None:
-    """Write `adapter_model.ckpt` under MindPet's names and the `adapter_config.json` that MindFormers writes."""
+    """Write, or replace, `adapter_model.ckpt` in MindPet's spelling and MindFormers' `adapter_config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for layer, (a, b) in lora.matrices.items():
         cell = mindformers_name(f"{layer}.weight").removesuffix(".weight")
         tensors[f"{cell}.mindpet_delta_lora_a"] = a
         tensors[f"{cell}.mindpet_delta_lora_b"] = b
-    save_checkpoint(folder / "adapter_model.ckpt", tensors)
+    save_checkpoint(folder / "adapter_model.ckpt", tensors, force=True)
     cells = {re.sub(r".*\.(\w+)\.weight", r".*\1", mindformers_name(f"{layer}.weight")) for layer in lora.matrices}
     _write_config(lora, folder, sorted(cells))
 
 
 def write_peft(lora: Lora, folder: Path) -> None:
-    """Write the folder that `peft.PeftModel.from_pretrained` loads."""
+    """Write, or replace, the folder that `peft.PeftModel.from_pretrained` loads."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for layer, (a, b) in lora.matrices.items():
         tensors[f"base_model.model.{layer}.lora_A.weight"] = a
         tensors[f"base_model.model.{layer}.lora_B.weight"] = b
-    save_checkpoint(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    save_checkpoint(folder / "adapter_model.safetensors", tensors, metadata={"format": "pt"}, force=True)
     _write_config(lora, folder, list(lora.targets))
 
 

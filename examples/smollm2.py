@@ -176,17 +176,17 @@ def hf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_hf_folder(model: SmolLM2, folder: Path) -> None:
-    """Write what `transformers.AutoModelForCausalLM` and `AutoTokenizer` load."""
+    """Write, or replace, what `transformers.AutoModelForCausalLM` and `AutoTokenizer` load."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(folder / "model.safetensors", model.tensors, {"format": "pt"})
+    save_checkpoint(folder / "model.safetensors", model.tensors, metadata={"format": "pt"}, force=True)
     _write_json(folder / "config.json", hf_config(model.metadata))
     _write_json(folder / "tokenizer.json", _tokenizer(model.metadata))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(model.metadata))
 
 
 def write_mindformers(model: SmolLM2, path: Path) -> None:
-    """Write the checkpoint under MindFormers' names; the suffix of `path` chooses the format."""
-    save_checkpoint(path, {mindformers_name(name): values for name, values in model.tensors.items()})
+    """Write, or replace, the checkpoint under MindFormers' names; the suffix of `path` chooses the format."""
+    save_checkpoint(path, {mindformers_name(name): values for name, values in model.tensors.items()}, force=True)
 
 
 def _tokenizer(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def adapter(lora: Lora, base: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def merged(base: Path, adapter: Path) -> Path:
-    merge(base, [adapter], output=base.parent / "merged")
+    merge(base, adapter, output=base.parent / "merged")
     return base.parent / "merged"
 
 
@@ -84,7 +84,7 @@ def test_the_merged_model_names_it_too(merged: Path) -> None:
 
 def test_a_zero_adapter_changes_no_bit(model: SmolLM2, base: Path, tmp_path: Path) -> None:
     write_peft(random_lora(model.tensors, relative_norm=0.0), tmp_path / "zero")
-    merge(base, [tmp_path / "zero"], output=tmp_path / "merged")
+    merge(base, tmp_path / "zero", output=tmp_path / "merged")
     before, after = open_checkpoint(base).tensors, open_checkpoint(tmp_path / "merged").tensors
     assert list(before) == list(after)
     assert [name for name in before if before[name].read_all().tobytes() != after[name].read_all().tobytes()] == []

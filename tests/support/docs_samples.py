@@ -97,7 +97,7 @@ def _write_hf_folder(folder: Path, tensors: dict[str, np.ndarray]) -> None:
         for number, part in enumerate((names[:10], names[10:]), start=1)
     }
     for file, part in shards.items():
-        save_checkpoint(folder / file, part, {"format": "pt"})
+        save_checkpoint(folder / file, part, metadata={"format": "pt"})
     index = {
         "metadata": {"total_size": sum(values.nbytes for values in tensors.values())},
         "weight_map": {name: file for file, part in shards.items() for name in part},
@@ -118,7 +118,7 @@ def _write_hf_folder(folder: Path, tensors: dict[str, np.ndarray]) -> None:
 
 def _write_peft_folder(folder: Path, tensors: dict[str, np.ndarray]) -> None:
     folder.mkdir()
-    save_checkpoint(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    save_checkpoint(folder / "adapter_model.safetensors", tensors, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
