@@ -15,6 +15,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ckpt_tools.formats.ckpt_values import quote_name
 from surgery.errors import CorruptInputError, InputMissingError, PetSurgeryError, Problem
 
 __all__ = ["ADAPTER_CONFIG", "WEIGHT_SUFFIXES", "Listing", "companions_of", "list_folder", "locate", "natural_key"]
@@ -90,7 +91,12 @@ def locate(root: Path, name: str, named_by: str) -> Path:
     pure = PurePosixPath(name)
     if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
         raise CorruptInputError(
-            Problem(named_by, f"the file name {name!r}", "a name inside the folder", "Do not trust this checkpoint")
+            Problem(
+                named_by,
+                f"the file name {quote_name(name)}",
+                "a name inside the folder",
+                "Do not trust this checkpoint",
+            )
         )
     path = root / pure
     try:

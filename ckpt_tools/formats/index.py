@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from ckpt_tools.formats.ckpt_values import quote_name
 from ckpt_tools.formats.folder import Listing, locate
 from ckpt_tools.formats.strict_json import MAX_JSON_BYTES, parse_json
 from ckpt_tools.sources import open_source, read_exactly
@@ -30,13 +31,13 @@ class Index:
     Attributes:
         path: The file it was read from.
         weight_map: Tensor name to the name of its file, relative to the folder.
-        total_size: Bytes of all tensors, as it claims; None where it does not say.
+        total_size: Bytes of all tensors, as it claims, even where that is no number; None where it does not say.
         metadata: The other entries of its metadata, those that are no strings as JSON.
     """
 
     path: Path
     weight_map: Mapping[str, str]
-    total_size: int | None = None
+    total_size: float | str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -92,8 +93,8 @@ def _read(root: Path, name: str) -> Index | None:
     return Index(
         path,
         _check_weight_map(weight_map, path),
-        # Some writers let JavaScript or numpy make a float of it.
-        int(total_size) if isinstance(total_size, int | float) and total_size == total_size // 1 else None,
+        # Some writers make a float of it.
+        total_size if isinstance(total_size, int | float | None) else quote_name(_as_string(total_size, path)),
         {key: _as_string(value, path) for key, value in metadata.items()},
     )
 
@@ -112,6 +113,8 @@ def _check_weight_map(value: object, path: Path) -> dict[str, str]:
         )
     for name, file in value.items():
         if not isinstance(file, str):
-            raise CorruptInputError(Problem(f"{path}, weight_map, {name!r}", "no string", "the name of a file"))
+            raise CorruptInputError(
+                Problem(f"{path}, weight_map, {quote_name(name)}", "no string", "the name of a file")
+            )
     # `./a` and `a` are one file.
     return {name: str(PurePosixPath(file)) if file else file for name, file in value.items()}

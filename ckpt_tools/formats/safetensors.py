@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from ckpt_tools.dtypes import BY_SAFETENSORS_NAME
+from ckpt_tools.formats.ckpt_values import quote_name
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.formats.safetensors_layout import (
     INT4,
@@ -82,8 +83,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> Checkpoint:
                 del kept[name]
             else:
                 warnings.append(
-                    f"{path}: the metadata key {name!r} is also a tensor's name; MindSpore cannot read such a file, "
-                    "and the key is left out of what is written"
+                    f"{path}: the metadata key {quote_name(name)} is also a tensor's name; MindSpore cannot read "
+                    "such a file, and the key is left out of what is written"
                 )
         run = ByteRun(source, data_start + entry.start, entry.stop - entry.start)
         tensors[name] = Stored(dtype, entry.shape, (run,))
@@ -134,7 +135,7 @@ def _are_counts(value: object) -> TypeGuard[list[int]]:
 def _check_metadata(value: object, where: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise CorruptInputError(Problem(f"{where}, {METADATA_KEY}", "something else", "an object of strings"))
-    wrong = [Problem(f"{where}, {METADATA_KEY}", f"{key!r} with a value that is no string", "strings")
+    wrong = [Problem(f"{where}, {METADATA_KEY}", f"{quote_name(key)} with a value that is no string", "strings")
              for key, text in value.items() if not isinstance(text, str)]  # fmt: skip
     _raise_if_any(wrong)
     return value
@@ -148,10 +149,16 @@ def _check_entries(document: Mapping[str, object], where: str) -> dict[str, _Ent
     for name, entry in document.items():
         if not isinstance(entry, _Entry):
             problems.append(
-                Problem(f"{where}, tensor {name!r}", "something else", "exactly a dtype, a shape and two data_offsets")
+                Problem(
+                    f"{where}, tensor {quote_name(name)}",
+                    "something else",
+                    "exactly a dtype, a shape and two data_offsets",
+                )
             )
         elif not is_encodable(name):
-            problems.append(Problem(f"{where}, tensor {name!r}", "a name with half a surrogate pair", "Unicode"))
+            problems.append(
+                Problem(f"{where}, tensor {quote_name(name)}", "a name with half a surrogate pair", "Unicode")
+            )
         elif entry.dtype not in BY_SAFETENSORS_NAME:
             unknown.setdefault(entry.dtype, []).append(name)
         else:
@@ -161,8 +168,8 @@ def _check_entries(document: Mapping[str, object], where: str) -> dict[str, _Ent
     if unknown:
         raise UnknownFormatError(
             Problem(
-                f"{where}, {len(names)} tensors such as {names[0]!r}",
-                f"the type {dtype!r}",
+                f"{where}, {len(names)} tensors such as {quote_name(names[0])}",
+                f"the type {quote_name(dtype)}",
                 "one of " + ", ".join(BY_SAFETENSORS_NAME),
                 "Convert the file to one of these types first",
             )
@@ -173,7 +180,7 @@ def _check_entries(document: Mapping[str, object], where: str) -> dict[str, _Ent
 
 def _check_size(name: str, entry: _Entry, where: str) -> Iterable[Problem]:
     itemsize = BY_SAFETENSORS_NAME[entry.dtype].itemsize
-    place = f"{where}, tensor {name!r}"
+    place = f"{where}, tensor {quote_name(name)}"
     if len(entry.shape) > _MAX_AXES:
         yield Problem(place, f"{len(entry.shape)} axes", f"at most {_MAX_AXES}")
     elif math.prod(size for size in entry.shape if size) * itemsize > _MAX_BYTES:
@@ -192,7 +199,11 @@ def _check_cover(in_order: Sequence[tuple[str, _Entry]], data_bytes: int, where:
         if entry.start != covered:
             kind = "a hole" if entry.start > covered else "an overlap"
             raise CorruptInputError(
-                Problem(f"{where}, tensor {name!r}", f"{kind}: its data begins at {entry.start}", f"it at {covered}")
+                Problem(
+                    f"{where}, tensor {quote_name(name)}",
+                    f"{kind}: its data begins at {entry.start}",
+                    f"it at {covered}",
+                )
             )
         covered = entry.stop
     if covered != data_bytes:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ckpt_tools.dtypes import BY_NAME, DType
+from ckpt_tools.formats.ckpt_values import quote_name
 from ckpt_tools.formats.model import FileLayout, NamedTensor, Payload
 from ckpt_tools.formats.strict_json import MAX_JSON_BYTES
 from surgery.errors import MismatchError, Problem
@@ -100,14 +101,16 @@ def _check_writable(tensors: Sequence[NamedTensor]) -> None:
     seen: set[str] = set()
     for name, tensor in tensors:
         if name == METADATA_KEY or not is_encodable(name):
-            problems.append(Problem(f"tensor {name!r}", "a name that safetensors cannot hold", remedy="Rename it"))
+            problems.append(
+                Problem(f"tensor {quote_name(name)}", "a name that safetensors cannot hold", remedy="Rename it")
+            )
         if name in seen:
-            problems.append(Problem(f"tensor {name!r}", "the name twice", "each name once"))
+            problems.append(Problem(f"tensor {quote_name(name)}", "the name twice", "each name once"))
         seen.add(name)
         if _stored_as(tensor.dtype) is None:
             problems.append(
                 Problem(
-                    f"tensor {name!r}",
+                    f"tensor {quote_name(name)}",
                     f"the type {tensor.dtype}, which safetensors lacks",
                     remedy="Write a .ckpt (--format ckpt), which has it",
                 )

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ckpt_tools.formats.ckpt_values import quote_name
 from ckpt_tools.formats.folder import (
     ADAPTER_CONFIG,
     WEIGHT_SUFFIXES,
@@ -183,7 +184,7 @@ def _join(shards: Mapping[str, Checkpoint], index: Index | None) -> tuple[dict[s
     for file, shard in shards.items():
         for name, tensor in shard.tensors.items():
             if name in holders:
-                place = f"{shard.path.parent}, tensor {name!r}"
+                place = f"{shard.path.parent}, tensor {quote_name(name)}"
                 found = f"it in {holders[name]} and in {file}"
                 problems.append(Problem(place, found, "it in one file", "Pass the file that is meant"))
             tensors[name] = tensor
@@ -192,7 +193,9 @@ def _join(shards: Mapping[str, Checkpoint], index: Index | None) -> tuple[dict[s
         for name, file in index.weight_map.items():
             if name not in shards[file].tensors:
                 found = f"it in {holders[name]}" if name in holders else "it in no shard"
-                problems.append(Problem(f"{index.path}, tensor {name!r}", found, f"it in {file}", "Mend the index"))
+                problems.append(
+                    Problem(f"{index.path}, tensor {quote_name(name)}", found, f"it in {file}", "Mend the index")
+                )
     if len(problems) > _MAX_PROBLEMS:
         problems[_MAX_PROBLEMS:] = [Problem("further", f"{len(problems) - _MAX_PROBLEMS} tensors of this kind")]
     if problems:
@@ -211,7 +214,9 @@ def _compare_with_index(
     warnings = []
     unlisted = [name for name in tensors if name not in index.weight_map and holders[name] != _HYPER_PARAMETERS]
     if unlisted:
-        warnings.append(f"{index.path}: {len(unlisted)} tensors of its shards are not in it, such as {unlisted[0]!r}")
+        warnings.append(
+            f"{index.path}: {len(unlisted)} tensors of its shards are not in it, such as {quote_name(unlisted[0])}"
+        )
     total_size = sum(tensor.nbytes for name, tensor in tensors.items() if holders[name] != _HYPER_PARAMETERS)
     if index.total_size is not None and index.total_size != total_size:
         warnings.append(f"{index.path}: its total_size is {index.total_size}, its tensors are {total_size} bytes")

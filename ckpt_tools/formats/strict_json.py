@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import NoReturn
 
+from ckpt_tools.formats.ckpt_values import quote_name
 from surgery.errors import CorruptInputError, Problem
 
 __all__ = ["MAX_JSON_BYTES", "parse_json"]
@@ -33,7 +34,7 @@ def parse_json(
         if len(members) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise CorruptInputError(Problem(where, f"the key {twice!r} twice", "each key once"))
+            raise CorruptInputError(Problem(where, f"the key {quote_name(twice)} twice", "each key once"))
         return members if on_object is None else on_object(members)
 
     def refuse(constant: str) -> NoReturn:
