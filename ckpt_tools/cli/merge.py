@@ -68,7 +68,7 @@ def merge_command(
     threads: int | None,
     max_memory: str | None,
 ) -> None:
-    r"""Fold LoRA adapters into a base checkpoint.
+    """Fold LoRA adapters into a base checkpoint.
 
     \b
     Examples:
@@ -89,7 +89,7 @@ def merge_command(
     \b
     Exit codes:  0 done   2 usage   3 input missing   4 input corrupt   5 inputs don't fit together
                  7 no room, no memory, I/O error   8 output exists   130 interrupted
-    """
+    """  # noqa: D301 - click reads \b as "keep these lines"
     from ckpt_tools.cli.summary import summarise
     from ckpt_tools.merging import merge
 
