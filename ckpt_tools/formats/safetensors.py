@@ -27,7 +27,6 @@ from ckpt_tools.formats.safetensors_layout import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
     METADATA_KEY,
-    is_encodable,
     layout_safetensors,
 )
 from ckpt_tools.formats.strict_json import parse_json
@@ -154,10 +153,6 @@ def _check_entries(document: Mapping[str, object], where: str) -> dict[str, _Ent
                     "something else",
                     "exactly a dtype, a shape and two data_offsets",
                 )
-            )
-        elif not is_encodable(name):
-            problems.append(
-                Problem(f"{where}, tensor {quote_name(name)}", "a name with half a surrogate pair", "Unicode")
             )
         elif entry.dtype not in BY_SAFETENSORS_NAME:
             unknown.setdefault(entry.dtype, []).append(name)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from ckpt_tools.dtypes import BY_NAME, DType
 from ckpt_tools.formats.ckpt_values import quote_name
 from ckpt_tools.formats.model import FileLayout, NamedTensor, Payload
-from ckpt_tools.formats.strict_json import MAX_JSON_BYTES
+from ckpt_tools.formats.strict_json import MAX_JSON_BYTES, is_encodable
 from surgery.errors import MismatchError, Problem
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "LENGTH_BYTES",
     "MAX_HEADER_BYTES",
     "METADATA_KEY",
-    "is_encodable",
     "layout_safetensors",
 ]
 
@@ -38,15 +37,6 @@ INT4_MARK = "Int4"
 _ALIGNMENT = 8
 # MindSpore's checksum of names and contents: it vouches for the file that it was read from, not for another one.
 _CONTENT_CHECKSUM = "crc_num"
-
-
-def is_encodable(text: str) -> bool:
-    """Whether a text is Unicode that UTF-8 can hold: without half a surrogate pair."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def layout_safetensors(tensors: Sequence[NamedTensor], metadata: Mapping[str, str]) -> FileLayout:

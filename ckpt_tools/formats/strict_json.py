@@ -1,4 +1,4 @@
-"""JSON from files that nobody vouches for: UTF-8, no key twice, no depth that exhausts the stack, no NaN."""
+"""JSON from files that nobody vouches for: UTF-8, no key twice, no half characters, no NaN, no endless depth."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from typing import NoReturn
 from ckpt_tools.formats.ckpt_values import quote_name
 from surgery.errors import CorruptInputError, Problem
 
-__all__ = ["MAX_JSON_BYTES", "parse_json"]
+__all__ = ["MAX_JSON_BYTES", "is_encodable", "parse_json"]
 
 MAX_JSON_BYTES = 100_000_000
 """The limit that safetensors sets to its header; no honest index or configuration comes near it."""
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text is Unicode that UTF-8 can hold: without half a surrogate pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_json(
@@ -26,8 +35,11 @@ def parse_json(
         on_object: Turns each object, the innermost first, into what takes its place.
 
     Raises:
-        CorruptInputError: It is no UTF-8, no JSON, too deeply nested, or an object holds a key twice.
+        CorruptInputError: It is no UTF-8, no JSON, too deeply nested, holds half a surrogate pair, or an object holds a
+            key twice.
     """
+    # Raw bytes of half a surrogate pair are no UTF-8; only an escape can smuggle one in.
+    has_escapes = b"\\u" in data
 
     def unique(pairs: list[tuple[str, object]]) -> object:
         members = dict(pairs)
@@ -35,6 +47,9 @@ def parse_json(
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
             raise CorruptInputError(Problem(where, f"the key {quote_name(twice)} twice", "each key once"))
+        if has_escapes:
+            for text in (text for pair in pairs for text in pair if isinstance(text, str) and not is_encodable(text)):
+                raise CorruptInputError(Problem(where, f"half a surrogate pair in {quote_name(text)}", "Unicode"))
         return members if on_object is None else on_object(members)
 
     def refuse(constant: str) -> NoReturn:

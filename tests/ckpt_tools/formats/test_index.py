@@ -96,6 +96,8 @@ def test_a_right_or_absent_total_size_is_no_warning(sharded: Path, total_size: f
         '{"weight_map": []}',
         '{"weight_map": {}}',
         '{"weight_map": {"a": 1}}',
+        r'{"weight_map": {"a": "\ud800"}}',
+        r'{"metadata": {"k": "\udc00"}, "weight_map": {"a": "x"}}',
         '{"weight_map": {"a": "x", "a": "y"}}',
         '{"weight_map": {}, "weight_map": {}}',
         '{"metadata": [1], "weight_map": {"a": "x"}}',

@@ -220,6 +220,7 @@ def test_all_wrong_tensors_are_reported_at_once_but_not_without_end(tmp_path: Pa
         b'{"\xff":1}',
         b"{\0}",
         b'{"a":' + b"9" * 5000,
+        b'{"__metadata__":{"k":"\\udc00"}}',
         b'{"\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
         b'{"dtype":"U8","shape":[0],"data_offsets":[0,0]}',
     ],
