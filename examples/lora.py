@@ -76,7 +76,7 @@ def write_mindpet(lora: Lora, folder: Path) -> None:
         tensors[f"{cell}.mindpet_delta_lora_b"] = b
     save_checkpoint(folder / "adapter_model.ckpt", tensors, force=True)
     cells = {re.sub(r".*\.(\w+)\.weight", r".*\1", mindformers_name(f"{layer}.weight")) for layer in lora.matrices}
-    _write_config(lora, folder, sorted(cells))
+    _write_config(lora, folder, sorted(cells), base="none")  # as MindFormers writes it, which has no name for the base
 
 
 def write_peft(lora: Lora, folder: Path) -> None:
@@ -90,9 +90,9 @@ def write_peft(lora: Lora, folder: Path) -> None:
     _write_config(lora, folder, list(lora.targets))
 
 
-def _write_config(lora: Lora, folder: Path, target_modules: list[str]) -> None:
+def _write_config(lora: Lora, folder: Path, target_modules: list[str], base: str | None = None) -> None:
     config = {
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": base,
         "bias": "none",
         "lora_alpha": lora.alpha,
         "lora_bias": False,
