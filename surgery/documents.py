@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,16 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         """`SafeLoader` that refuses duplicate keys."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            merged = [key for key in keys if key != "<<"]
-            twice = {key for key in merged if merged.count(key) > 1}
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+            twice = [key for key, count in keys.items() if count > 1]
             if twice:
                 where = f"{path}, line {node.start_mark.line + 1}"
-                raise CorruptInputError(Problem(where, f"key {min(twice)!r} twice", "each key once in a mapping"))
+                raise CorruptInputError(Problem(where, f"key {twice[0]!r} twice", "each key once in a mapping"))
             return super().construct_mapping(node, deep)
 
-    loader = Loader(_read_text(path))
+    text = _read_text(path)
     try:
+        loader = Loader(text)
         node = loader.get_single_node()
         if node is None:
             raise CorruptInputError(Problem(str(path), "an empty file", "a YAML mapping"))
@@ -69,8 +70,6 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise _corrupt(path, "YAML nested too deeply") from error
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise _corrupt(path, f"no plain YAML ({' '.join(str(error).split())})") from error
-    finally:
-        loader.dispose()
     if not isinstance(value, dict):
         raise CorruptInputError(Problem(str(path), f"a YAML {type(value).__name__}", "a YAML mapping"))
     return value

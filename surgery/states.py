@@ -47,7 +47,7 @@ _SCALARS = frozenset(
         *("loss_scale", "scale_sense", "current_iterator_step", "last_overflow_iterator_step"),
         *("scale_window", "list_index", "scale_window_up_count", "scale_window_down_count"),
         *("learning_rate", "fake_lr", "fake_param", "momentum"),
-        *("beta1_power", "beta2_power", "afactor_step", "cov_step"),
+        *("beta1_power", "beta2_power", "afactor_step", "cov_step", "state_step", "step_t"),
         *("graceful_exit", "graceful_init"),
         *("best", "cooldown_counter", "wait", "T_0", "T_i", "T_cur"),  # experimental.optim.lr_scheduler
     }

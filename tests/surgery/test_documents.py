@@ -1,0 +1,97 @@
+"""Configuration files that are broken or hostile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery.documents import read_json, read_yaml
+from surgery.errors import CorruptInputError, InputMissingError
+
+Reader = Callable[[Path], dict[str, Any]]
+both = pytest.mark.parametrize("read", [read_json, read_yaml])
+
+BOMB = "\n".join(["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40)])
+MERGE_BOMB = "\n".join(["a0: &a0 {k0: 1}"] + [f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 40)])
+
+
+def corrupt(tmp_path: Path, read: Reader, content: str | bytes) -> str:
+    path = tmp_path / "file"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(CorruptInputError) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@both
+def test_a_missing_file_is_missing(tmp_path: Path, read: Reader) -> None:
+    with pytest.raises(InputMissingError, match="no such file"):
+        read(tmp_path / "file")
+
+
+@both
+def test_a_pipe_or_folder_is_refused_without_waiting(tmp_path: Path, read: Reader) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(CorruptInputError, match="no regular file"):
+            read(path)
+
+
+@both
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'{"a": "\x80"}', b"[1]", b"1", b"{", b"\x00"])
+def test_what_is_no_object_is_corrupt(tmp_path: Path, read: Reader, content: bytes) -> None:
+    corrupt(tmp_path, read, content)
+
+
+@both
+def test_a_duplicate_key_is_corrupt(tmp_path: Path, read: Reader) -> None:
+    assert "key 'r' twice" in corrupt(tmp_path, read, '{"a": {"r": 1, "r": 1}}')
+
+
+@both
+def test_deep_nesting_is_corrupt(tmp_path: Path, read: Reader) -> None:
+    assert "nested too deeply" in corrupt(tmp_path, read, '{"a":' + "[" * 100_000 + "]" * 100_000 + "}")
+
+
+@both
+def test_a_huge_file_is_corrupt(tmp_path: Path, read: Reader) -> None:
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(CorruptInputError, match="at most"):
+        read(path)
+
+
+@pytest.mark.parametrize("content", ["a: !!python/object/apply:os.system [true]", "a: !!python/name:os.system ''"])
+def test_python_objects_in_yaml_are_corrupt(tmp_path: Path, content: str) -> None:
+    assert "no plain YAML" in corrupt(tmp_path, read_yaml, content)
+
+
+@pytest.mark.parametrize("content", [BOMB, MERGE_BOMB], ids=["aliases", "merge keys"])
+def test_an_alias_bomb_is_corrupt(tmp_path: Path, content: str) -> None:
+    assert "aliases written out" in corrupt(tmp_path, read_yaml, content)
+
+
+def test_an_alias_inside_of_itself_is_corrupt(tmp_path: Path) -> None:
+    assert "alias inside" in corrupt(tmp_path, read_yaml, "a: &a [*a]")
+
+
+def test_aliases_and_merge_keys_of_ordinary_size_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("base: &b {r: 1, s: 2}\nuse: {<<: *b, r: 3}\nagain: *b\n")
+    assert read_yaml(path) == {"base": {"r": 1, "s": 2}, "use": {"r": 3, "s": 2}, "again": {"r": 1, "s": 2}}
+
+
+def test_several_yaml_documents_are_corrupt(tmp_path: Path) -> None:
+    corrupt(tmp_path, read_yaml, "a: 1\n---\na: 2\n")
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(b'\xef\xbb\xbf{"r": 1}')
+    assert read_json(path) == {"r": 1}
