@@ -137,6 +137,7 @@ class _Folder:
         self._weights = () if is_combined else group.weights
         self._pairs = {f"pair {pair.layer} {pair.kind}": pair for pair in group.pairs}
         self._resolution = Resolution({}, "", lambda name: name)
+        self._replaced: set[str] = set()
 
     def run(self) -> None:
         """Add all of the adapter to the plan, or say why not."""
@@ -323,19 +324,13 @@ class _Folder:
             return
         tensor, weight = self._adapter.tensors[parameter.name], self._weight(name)
         where = f"{self._adapter.path}, {parameter.name}"
-        fold = self._plan.folds.get(name)
         if tensor.shape != weight.shape:
             remedy = "Resize the base to the adapter's vocabulary first, as it was before the training"
             self._plan.problems.append(Problem(where, f"shape {tensor.shape}", f"{weight.shape}, as {name}", remedy))
-        elif not tensor.dtype.is_float or not weight.dtype.is_float:
-            if tensor.dtype != weight.dtype:
-                self._plan.problems.append(Problem(where, f"type {tensor.dtype}", f"{weight.dtype}, as {name}"))
-                return
-            self._plan.folds[name] = Fold(tensor, [self._replacement(parameter)], is_replaced=True)
-        elif fold is not None:
-            self._plan.problems.append(
-                Problem(name, "two adapters, one of which replaces the weight", "one of the two", "Merge one at a time")
-            )
+        elif tensor.dtype != weight.dtype and not (tensor.dtype.is_float and weight.dtype.is_float):
+            self._plan.problems.append(Problem(where, f"type {tensor.dtype}", f"{weight.dtype}, as {name}"))
+        elif name in self._plan.folds:
+            self._plan.problems.append(_replaced_and_changed(name))
         elif self._is_combined_file(parameter, name):
             self._plan.problems.append(
                 Problem(
@@ -347,6 +342,7 @@ class _Folder:
             )
         else:
             self._plan.folds[name] = Fold(tensor, [self._replacement(parameter)], is_replaced=True)
+            self._replaced.add(name)
 
     def _is_combined_file(self, parameter: ParameterName, name: str) -> bool:
         """Whether a plain weight lies beside LoRA matrices for the same weight, other than PEFT saves embeddings."""
@@ -361,7 +357,10 @@ class _Folder:
         return self._base[self._plan.untied.get(name, name)]
 
     def _fold(self, name: str) -> Fold:
-        return self._plan.folds.setdefault(name, Fold(self._weight(name)))
+        fold = self._plan.folds.setdefault(name, Fold(self._weight(name)))
+        if fold.is_replaced and name not in self._replaced:
+            self._plan.problems.append(_replaced_and_changed(name))
+        return fold
 
     def _refuse_methods(self, methods: Sequence[ParameterName]) -> None:
         by_reason: dict[str, list[str]] = {}
@@ -405,6 +404,10 @@ class _Folder:
         return self._is_allowed(problem.where)
 
 
+def _replaced_and_changed(name: str) -> Problem:
+    return Problem(name, "two adapters, one of which replaces the weight", "one of the two", "Merge one at a time")
+
+
 def _untie_heads(plan: FoldPlan, base: Mapping[str, LazyTensor], config: Mapping[str, Any] | None) -> None:
     """Give the output head of a changed embedding a copy of its own: the adapter was trained beside an unchanged one."""
     for name in list(plan.folds):
@@ -413,7 +416,7 @@ def _untie_heads(plan: FoldPlan, base: Mapping[str, LazyTensor], config: Mapping
 
 
 def _warn(plan: FoldPlan) -> None:
-    shared = [name for name, fold in plan.folds.items() if len({use.adapter for use in fold.uses}) > 1]
+    shared = [name for name, fold in plan.folds.items() if len(fold.terms) > 1 or len(fold.vectors) > 1]
     if shared:
         plan.warnings.append(f"{len(shared)} weights take several adapters, which are summed: {shared[0]}, ...")
     plan.warnings += [
