@@ -146,10 +146,10 @@ class _Folder:
         self._refuse_methods(group.methods)
         self._drop(group.states, "optimizer state or training scalar")
         self._drop(group.dropped, "a copy or an aid of the training, which the merged model does not need")
+        self._resolve()
         if not group.pairs and not self._weights:
             self._nothing_to_fold()
             return
-        self._resolve()
         fits = {key: fit for key, pair in self._pairs.items() if (fit := self._fit(key, pair)) is not None}
         fits = self._settle_squares(fits)
         for parameter in self._weights:
@@ -378,6 +378,8 @@ class _Folder:
 
     def _nothing_to_fold(self) -> None:
         group = self._adapter.group
+        if group.methods and all(self._is_allowed(parameter.name) for parameter in group.methods):
+            self._plan.warnings.append(f"{self._adapter.path}: nothing of it is folded, as --allow-unused asks")
         if group.problems or group.methods:
             return
         self._plan.problems.append(
