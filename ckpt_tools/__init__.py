@@ -1,7 +1,7 @@
 """Checkpoint tools: the operations behind the commands, each a function with the command's arguments.
 
-    from ckpt_tools import merge
-    report = merge("base.ckpt", "lora.ckpt", alpha=16)
+from ckpt_tools import merge
+report = merge("base.ckpt", "lora.ckpt", alpha=16)
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from surgery.config import LoraConfig
 from surgery.config_files import find_adapter_config, read_adapter_config
 from surgery.errors import MismatchError, NonFiniteError, Problem
 from surgery.grouping import LoraGroup, LoraPair, group_lora
-from surgery.lowrank import lora_scaling
+from surgery.scaling import lora_scaling
 
 __all__ = ["Adapter", "Scale", "ScaleOption", "load_adapter", "scale_of"]
 

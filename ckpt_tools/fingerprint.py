@@ -1,6 +1,6 @@
 """Fingerprints: of a base by samples of its content, of an adapter by all of it.
 
-A base's fingerprint is SHA-256 over its tensors, sorted by name; each contributes its name, its type, its shape and four
+A base's fingerprint is BLAKE3 over its tensors, sorted by name; each contributes its name, its type, its shape and four
 windows of up to 16 elements (see `sample_regions`). It costs four small reads a tensor whatever the size of the model,
 does not depend on the format, the order or the sharding, and changes with the type, a name, or a value in a window. It
 tells bases apart; it does not prove that two are equal. An adapter's digest covers every byte of its tensors.
@@ -8,10 +8,10 @@ tells bases apart; it does not prove that two are equal. An adapter's digest cov
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
+from blake3 import blake3
 
 from ckpt_tools.casts import count_nonfinite
 from ckpt_tools.lazy import LazyTensor, Region
@@ -31,7 +31,7 @@ def fingerprint(tensors: Mapping[str, LazyTensor]) -> str:
     Args:
         tensors: Name to tensor; the order does not matter.
     """
-    digest = hashlib.sha256()
+    digest = blake3()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(_header(name, tensor))
@@ -65,15 +65,15 @@ def sample_regions(shape: tuple[int, ...]) -> Iterator[Region]:
 
 
 def content_digest(tensors: Mapping[str, LazyTensor]) -> tuple[str, list[str]]:
-    """SHA-256 over the whole content of some tensors, and which of them hold NaN or Inf; each is read once.
+    """BLAKE3 over the whole content of some tensors, and which of them hold NaN or Inf; each is read once.
 
     Args:
         tensors: Name to tensor; the order does not matter.
 
     Returns:
-        `sha256:` and 64 hexadecimal digits; the names with values that are not finite.
+        `blake3:` and 64 hexadecimal digits; the names with values that are not finite.
     """
-    digest, nonfinite = hashlib.sha256(), []
+    digest, nonfinite = blake3(), []
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(_header(name, tensor))
@@ -83,7 +83,7 @@ def content_digest(tensors: Mapping[str, LazyTensor]) -> tuple[str, list[str]]:
             bad += count_nonfinite(values) if tensor.dtype.is_float else 0
         if bad:
             nonfinite.append(name)
-    return f"sha256:{digest.hexdigest()}", nonfinite
+    return f"blake3:{digest.hexdigest()}", nonfinite
 
 
 def _bands(tensor: LazyTensor) -> Iterable[np.ndarray]:
@@ -95,4 +95,4 @@ def _header(name: str, tensor: LazyTensor) -> bytes:
 
 
 def _bytes_of(values: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data

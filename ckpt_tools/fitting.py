@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ckpt_tools.folding import LowRankTerm
@@ -39,18 +40,16 @@ def fit_pair(pair: LoraPair, a: Shape, b: Shape, weight: Shape, *, fan_in_fan_ou
         weight: Shape of the weight.
         fan_in_fan_out: Whether a weight for which both ways are possible is (in, out).
     """
+    wanted: Shape
     if pair.kind == "expert":
-        fits, wanted = weight == (a[0], a[1], b[2]), (a[0], a[1], b[2])
-        return Fit(weight, False) if fits else _misfit(pair, a, b, weight, wanted)
+        wanted = (a[0], a[1], b[2])
+        return Fit(weight, False) if weight == wanted else _misfit(pair, a, b, weight, wanted)
     if pair.kind == "embedding":
         wanted = (a[1], b[0])
         return Fit(weight, True) if weight == wanted else _misfit(pair, a, b, weight, wanted)
     if pair.kind == "conv":
         wanted = (b[0], *a[1:])
-        columns = 1
-        for size in a[1:]:
-            columns *= size
-        return Fit((b[0], columns), False) if weight == wanted else _misfit(pair, a, b, weight, wanted)
+        return Fit((b[0], math.prod(a[1:])), False) if weight == wanted else _misfit(pair, a, b, weight, wanted)
     plain, transposed = (b[0], a[1]), (a[1], b[0])
     if weight == plain == transposed:
         return Fit(weight, fan_in_fan_out, is_square=True)

@@ -238,7 +238,8 @@ def _matrices(
     for index in np.ndindex(*(stop - start for start, stop in stack)):
         place = tuple((start + i, start + i + 1) for (start, _), i in zip(stack, index, strict=True))
         factors = [
-            (_factor(t.left, place, rows, 0, inner), _factor(t.right, place, columns, 1, inner), t.scaling) for t in terms
+            (_factor(t.left, place, rows, 0, inner), _factor(t.right, place, columns, 1, inner), t.scaling)
+            for t in terms
         ]
         yield factors, stored[index], out[index]
 

@@ -411,7 +411,7 @@ def _replaced_and_changed(name: str) -> Problem:
 
 
 def _untie_heads(plan: FoldPlan, base: Mapping[str, LazyTensor], config: Mapping[str, Any] | None) -> None:
-    """Give the output head of a changed embedding a copy of its own: the adapter was trained beside an unchanged one."""
+    """Give the output head of a changed embedding a copy of its own, as the adapter was trained beside it."""
     for name in list(plan.folds):
         for head in tied_names(name, base.keys(), config) if name in base else ():
             plan.untied.setdefault(head, name)

@@ -171,7 +171,7 @@ class Stored(LazyTensor):
         out = np.empty(region_shape(region), self.dtype.numpy)
         if out.size == 0:
             return out
-        target = memoryview(out.reshape(-1).view(np.uint8))
+        target = out.reshape(-1).view(np.uint8).data
         done = 0
         for start, length in _byte_stretches(self.shape, region, self.dtype.itemsize):
             self._read_stretch(start, target[done : done + length])
@@ -203,7 +203,7 @@ class Constant(LazyTensor):
 
     def __repr__(self) -> str:
         # A plan's digest is made of its repr, and numpy abbreviates long arrays.
-        digest = hashlib.sha256(np.ascontiguousarray(self.array).view(np.uint8).reshape(-1)).hexdigest()
+        digest = hashlib.sha256(np.ascontiguousarray(self.array).reshape(-1).view(np.uint8).data).hexdigest()
         return f"Constant(dtype={self.dtype}, shape={self.shape}, sha256={digest})"
 
     @property

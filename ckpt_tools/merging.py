@@ -200,7 +200,9 @@ class _Draft:
         """What is known before anything is written."""
         inputs, folds = self._inputs, self._folds
         base = str(inputs.base.path)
-        weights, copied, cast = [], [], []
+        weights: list[FoldedWeight] = []
+        copied: list[str] = []
+        cast: list[str] = []
         for name, tensor in self.tensors():
             new_name = renamed.get(name, name)
             if name in folds.folds:
@@ -263,8 +265,7 @@ def _scale_options(
             if value is not None and (value == 0 or not math.isfinite(value)):
                 raise MismatchError(Problem(option, f"{value:g}", "a finite number other than 0"))
     return [
-        ScaleOption(a, s, Path(c) if c is not None else None)
-        for a, s, c in zip(alphas, scalings, configs, strict=True)
+        ScaleOption(a, s, Path(c) if c is not None else None) for a, s, c in zip(alphas, scalings, configs, strict=True)
     ]
 
 
@@ -330,12 +331,11 @@ def _refuse_inputs_as_output(plan: Plan, inputs: _Inputs) -> None:
     if not plan.output.exists():
         return
     target = plan.output.resolve()
-    for checkpoint in (inputs.base, *(adapter.path for adapter in inputs.adapters)):
-        path = checkpoint.path if isinstance(checkpoint, Checkpoint) else checkpoint
-        if os.path.samefile(path, plan.output) or target in path.resolve().parents:
+    for path in (inputs.base.path, *(adapter.path for adapter in inputs.adapters)):
+        if path.samefile(plan.output) or target in path.resolve().parents:
             raise _input_as_output(plan.output, path)
     for source in plan.sources():
-        if os.path.samefile(source.path, plan.output) or target in Path(source.path).resolve().parents:
+        if Path(source.path).samefile(plan.output) or target in Path(source.path).resolve().parents:
             raise _input_as_output(plan.output, Path(source.path))
 
 
@@ -368,9 +368,13 @@ def _refuse_nonfinite(outcome: Outcome) -> None:
 def _with_statistics(report: MergeReport, outcome: Outcome) -> MergeReport:
     weights = tuple(_measured(weight, outcome.statistics.get(weight.name)) for weight in report.weights)
     idle = [weight.name for weight in weights if weight.delta_norm == 0.0]
+    swallowed = [weight.name for weight in weights if weight.delta_norm and weight.unchanged_share == 1.0]
     warnings = report.warnings
     if idle:
         warnings += (f"{len(idle)} weights did not change, since the delta is zero: {idle[0]}, ...",)
+    if swallowed:
+        found = f"{len(swallowed)} weights did not change, since rounding swallowed the delta: {swallowed[0]}, ..."
+        warnings += (found,)
     return replace(report, weights=weights, warnings=warnings)
 
 

@@ -88,9 +88,8 @@ def plan_output(base: Checkpoint, tensors: Sequence[NamedTensor], options: Outpu
     crc = bool(base.crc) and format == "ckpt"
     if named:
         if options.max_shard_bytes is not None:
-            raise UsageError(
-                Problem("--max-shard-size", f"a single file {options.path.name}", "a folder", "Give -o without a suffix")
-            )
+            found = f"the single file {options.path.name}"
+            raise UsageError(Problem("--max-shard-size", found, "a folder", "Give -o without a suffix"))
         return Plan(options.path, False, (OutputFile(options.path.name, format, tuple(tensors), metadata, crc),))
     shards = _shards(base, tensors, format, options, changes)
     entries: list[Entry] = [OutputFile(name, format, tuple(part), metadata, crc) for name, part in shards]

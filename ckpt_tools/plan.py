@@ -6,6 +6,7 @@ Plans are pure: making, printing, digesting and pickling one does no I/O. `ckpt_
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,10 @@ from ckpt_tools.lazy import ByteRun, Region
 from ckpt_tools.sources import Source
 
 __all__ = ["Entry", "OutputBytes", "OutputCopy", "OutputFile", "Plan", "bands"]
+
+
+# Rows of a fold's tile: a stretch that ends within one would leave a small tile behind.
+_ALIGNED_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +142,15 @@ def bands(shape: tuple[int, ...], max_elements: int) -> Iterator[Region]:
     if not shape:
         yield ()
         return
-    inner = 1
-    for size in shape[1:]:
-        inner *= size
+    inner = math.prod(shape[1:])
     if inner > max_elements and len(shape) > 2:
         for index in range(shape[0]):
             for rest in bands(shape[1:], max_elements):
                 yield ((index, index + 1), *rest)
         return
     step = max(1, max_elements // max(inner, 1))
+    if step > _ALIGNED_ROWS:
+        step -= step % _ALIGNED_ROWS
     whole = tuple((0, size) for size in shape[1:])
     for start in range(0, shape[0], step):
         yield ((start, min(start + step, shape[0])), *whole)

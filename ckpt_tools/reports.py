@@ -15,7 +15,7 @@ class AdapterReport:
 
     Attributes:
         path: What the user gave.
-        digest: SHA-256 over the content of its tensors, as `ckpt_tools.fingerprint.content_digest` defines it.
+        digest: BLAKE3 over the content of its tensors, as `ckpt_tools.fingerprint.content_digest` defines it.
         config: The file that the scale was read from; empty where it came from the command line.
         families: How its parameters are spelled.
         names: What was done to its names to find the base's; empty where they are spelled alike.

@@ -46,7 +46,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     """
     absolute = Path(path).absolute()
     try:
-        info = os.stat(absolute)
+        info = absolute.stat()
         if stat.S_ISREG(info.st_mode):
             with open(absolute, "rb"):
                 pass
@@ -154,7 +154,7 @@ def check_unchanged(source: Source) -> None:
         InputChangedError: It is another one, or it was written to.
     """
     try:
-        info = os.stat(source.path)
+        info = Path(source.path).stat()
     except OSError as error:
         raise _changed(source) from error
     if _identity(info) != (source.size, source.mtime_ns, source.inode, source.device):

@@ -16,23 +16,20 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ckpt_tools.atomic import Workspace, claim_output
+from ckpt_tools.copying import Copy, coalesce, copies_of, copy_range, group, write_at
 from ckpt_tools.formats.ckpt import crc_trailer
 from ckpt_tools.formats.model import Payload
 from ckpt_tools.lazy import LazyTensor, Region, Statistics
 from ckpt_tools.linux import preallocate
 from ckpt_tools.memory import Budget
-from ckpt_tools.plan import OutputBytes, OutputCopy, OutputFile, Plan, bands
+from ckpt_tools.plan import OutputBytes, OutputFile, Plan, bands
 from ckpt_tools.progress import SILENT, Progress
-from ckpt_tools.sources import Source, check_unchanged, close_sources, opened, read_exactly
+from ckpt_tools.sources import check_unchanged, close_sources, read_exactly
 from surgery.errors import Problem, ResourceError
 
 __all__ = ["Outcome", "execute"]
 
-_COPY_CHUNK = 16 * 2**20
 _CRC_CHUNK = 4 * 2**20
-
-# What copy_file_range answers where it cannot do the job and plain reads and writes can.
-_NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY, errno.EPERM}
 
 
 @dataclass(slots=True)
@@ -227,21 +224,21 @@ class _FileJob:
         stretches: dict[int, list[Payload]] = {}
         for payload in self._layout.payloads:
             stretches.setdefault(payload.tensor, []).append(payload)
-        copies: list[_Copy] = []
+        copies: list[Copy] = []
         for index, payloads in stretches.items():
             name, tensor = self._entry.tensors[index]
             runs = tensor.byte_runs()
             if runs is not None:
-                copies.extend(_copies(tensor, payloads))
+                copies.extend(copies_of(tensor, payloads))
                 continue
             for number, region in enumerate(bands(tensor.shape, self._budget.band_elements)):
                 yield self._band_task(name, tensor, payloads, number, region)
-        for group in _group(_coalesce(copies)):
-            yield self._copy_task(group)
+        for pieces in group(coalesce(copies)):
+            yield self._copy_task(pieces)
 
     def _write_literals(self) -> int:
         for offset, data in self._layout.literals:
-            _write_at(self._descriptor, memoryview(data), offset)
+            write_at(self._descriptor, memoryview(data), offset)
         return sum(len(data) for _, data in self._layout.literals)
 
     def _band_task(
@@ -249,8 +246,10 @@ class _FileJob:
     ) -> Callable[[], int]:
         def compute() -> int:
             statistics = Statistics()
-            values = tensor.read(region, statistics)
-            data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+            # What overflows is counted by name, and told by whoever approves the outcome.
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = tensor.read(region, statistics)
+            data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
             start = _flat_start(tensor.shape, region) * tensor.dtype.itemsize
             _write_content(self._descriptor, payloads, start, data)
             with self._lock:
@@ -259,97 +258,13 @@ class _FileJob:
 
         return compute
 
-    def _copy_task(self, group: list[_Copy]) -> Callable[[], int]:
+    def _copy_task(self, pieces: list[Copy]) -> Callable[[], int]:
         def copy() -> int:
-            for piece in group:
-                _copy_range(piece, self._descriptor)
-            return sum(piece.length for piece in group)
+            for piece in pieces:
+                copy_range(piece, self._descriptor)
+            return sum(piece.length for piece in pieces)
 
         return copy
-
-
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    source: Source
-    source_offset: int
-    offset: int
-    length: int
-
-
-def _copies(tensor: LazyTensor, payloads: list[Payload]) -> Iterator[_Copy]:
-    """The stretches of a stored tensor's files, cut where its place in the output is cut."""
-    for payload in payloads:
-        begin = 0
-        for run in tensor.byte_runs() or ():
-            end = begin + run.length
-            low, high = max(begin, payload.start), min(end, payload.stop)
-            if low < high:
-                yield _Copy(run.source, run.offset + low - begin, payload.offset + low - payload.start, high - low)
-            begin = end
-
-
-def _coalesce(copies: list[_Copy]) -> Iterator[_Copy]:
-    last: _Copy | None = None
-    for copy in copies:
-        if (
-            last is not None
-            and last.source == copy.source
-            and last.source_offset + last.length == copy.source_offset
-            and last.offset + last.length == copy.offset
-        ):
-            last = _Copy(last.source, last.source_offset, last.offset, last.length + copy.length)
-            continue
-        if last is not None:
-            yield last
-        last = copy
-    if last is not None:
-        yield last
-
-
-def _group(copies: Iterable[_Copy]) -> Iterator[list[_Copy]]:
-    """Groups of about `_COPY_CHUNK` bytes: long copies are cut, short ones gathered."""
-    group: list[_Copy] = []
-    size = 0
-    for copy in copies:
-        done = 0
-        while done < copy.length:
-            length = min(copy.length - done, _COPY_CHUNK - size)
-            group.append(_Copy(copy.source, copy.source_offset + done, copy.offset + done, length))
-            done, size = done + length, size + length
-            if size == _COPY_CHUNK:
-                yield group
-                group, size = [], 0
-    if group:
-        yield group
-
-
-def _copy_range(piece: _Copy, target: int) -> None:
-    done = 0
-    with opened(piece.source) as descriptor:
-        while done < piece.length:
-            try:
-                count = os.copy_file_range(
-                    descriptor, target, piece.length - done, piece.source_offset + done, piece.offset + done
-                )
-            except OSError as error:
-                if error.errno not in _NO_COPY_RANGE:
-                    raise
-                count = 0
-            if count == 0:
-                break
-            done += count
-    # Plain reads and writes: what the kernel could not copy, and the proof that the source ended early.
-    while done < piece.length:
-        length = min(piece.length - done, _CRC_CHUNK)
-        data = read_exactly(piece.source, piece.source_offset + done, length)
-        _write_at(target, memoryview(data), piece.offset + done)
-        done += length
-
-
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done:], offset + done)
 
 
 def _write_content(descriptor: int, payloads: list[Payload], start: int, data: memoryview) -> None:
@@ -358,7 +273,7 @@ def _write_content(descriptor: int, payloads: list[Payload], start: int, data: m
     for payload in payloads:
         low, high = max(start, payload.start), min(stop, payload.stop)
         if low < high:
-            _write_at(descriptor, data[low - start : high - start], payload.offset + low - payload.start)
+            write_at(descriptor, data[low - start : high - start], payload.offset + low - payload.start)
 
 
 def _flat_start(shape: tuple[int, ...], region: Region) -> int:
@@ -374,7 +289,7 @@ def _append_crc(descriptor: int, size: int) -> None:
         data = os.pread(descriptor, min(_CRC_CHUNK, size - done), done)
         crc = zlib.crc32(data, crc)
         done += len(data)
-    _write_at(descriptor, memoryview(crc_trailer(crc)), size)
+    write_at(descriptor, memoryview(crc_trailer(crc)), size)
 
 
 def _statistics_file(workspace: Workspace, name: str) -> Path:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from surgery.errors import MismatchError, Problem
+from surgery.scaling import lora_scaling
 
 __all__ = ["LoraConfig", "Selection"]
 
@@ -106,7 +107,7 @@ class LoraConfig:
             raise MismatchError(
                 Problem(where, f"alpha {alpha:g}", "a finite alpha other than 0", "Give the alpha of the training")
             )
-        return alpha / math.sqrt(used) if self.use_rslora else alpha / used
+        return lora_scaling(alpha, used, use_rslora=self.use_rslora)
 
 
 def _pattern_of(patterns: Iterable[str], layer: str) -> str | None:

@@ -6,28 +6,14 @@ way round (Conv1D, embeddings) is transposed by the caller, so that every functi
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-__all__ = ["column_norms_squared", "dora_factor", "lora_delta", "lora_scaling", "row_norms_squared"]
+__all__ = ["column_norms_squared", "dora_factor", "lora_delta", "row_norms_squared"]
 
 # BLAS kernels may add up a long inner dimension differently in a small tile than in a large one. Up to this length
 # every element's sum is taken in the same order wherever the tile begins and ends, so that a slice of a merged weight
 # has the same bits as the merged slice; `tests/surgery/test_lowrank.py` holds it on the BLAS that is installed.
 _INNER = 32
-
-
-def lora_scaling(alpha: float, rank: int, *, use_rslora: bool = False) -> float:
-    """The factor in front of B @ A.
-
-    Args:
-        alpha: LoRA's alpha.
-        rank: LoRA's rank r.
-        use_rslora: Rank-stabilised: alpha / sqrt(r) (Kalajdzievski, arXiv:2312.03732) instead of alpha / r
-            (Hu et al., arXiv:2106.09685).
-    """
-    return alpha / math.sqrt(rank) if use_rslora else alpha / rank
 
 
 def lora_delta(left: np.ndarray, right: np.ndarray, scaling: float, out: np.ndarray) -> None:
@@ -81,7 +67,9 @@ def column_norms_squared(matrix: np.ndarray) -> np.ndarray:
 
 
 def dora_factor(magnitude: np.ndarray, norms_squared: np.ndarray) -> np.ndarray:
-    """What DoRA multiplies each output feature of W + delta with: m / ||W + delta|| (Liu et al., arXiv:2402.09353, eq. 5).
+    """What DoRA multiplies each output feature of W + delta with: m / ||W + delta||.
+
+    Equation 5 of Liu et al., arXiv:2402.09353.
 
     Args:
         magnitude: The trained magnitudes m, `(out,)`.

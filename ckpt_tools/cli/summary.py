@@ -75,8 +75,15 @@ def _measurements(folded: list[FoldedWeight]) -> list[tuple[str, str]]:
     shares = [weight.unchanged_share for weight in folded if weight.unchanged_share is not None]
     largest = max(folded, key=lambda weight: weight.unchanged_share or 0.0)
     return [
-        ("delta", f"|delta| / |weight| {_percent(min(deltas))} to {_percent(max(deltas))}, median {_percent(median(deltas))}"),
-        ("rounding", f"left {_percent(median(shares))} of the elements unchanged (median); most in {largest.name}: {_percent(max(shares))}"),
+        (
+            "delta",
+            f"|delta| / |weight| {_percent(min(deltas))} to {_percent(max(deltas))}, median {_percent(median(deltas))}",
+        ),
+        (
+            "rounding",
+            f"left {_percent(median(shares))} of the elements unchanged (median); "
+            f"at most {_percent(max(shares))}, in {largest.name}",
+        ),
     ]
 
 

@@ -1,0 +1,116 @@
+"""LLaMA-shaped checkpoints and adapters of any size, made of random numbers, for the benchmarks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ckpt_tools.casts import cast_array
+from ckpt_tools.dtypes import BY_NAME, DType
+from ckpt_tools.lazy import LazyTensor, Region, Statistics, region_shape
+from ckpt_tools.saving import save_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A LLaMA-like network.
+
+    Attributes:
+        layers: Decoder layers.
+        hidden: Width of the residual stream.
+        intermediate: Width of the feed-forward layers.
+        vocabulary: Tokens.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+
+    def weights(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names, as Hugging Face has them, and shapes, in the order of a checkpoint."""
+        yield "model.embed_tokens.weight", (self.vocabulary, self.hidden)
+        for layer in range(self.layers):
+            prefix = f"model.layers.{layer}"
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                yield f"{prefix}.self_attn.{name}.weight", (self.hidden, self.hidden)
+            yield f"{prefix}.mlp.gate_proj.weight", (self.intermediate, self.hidden)
+            yield f"{prefix}.mlp.up_proj.weight", (self.intermediate, self.hidden)
+            yield f"{prefix}.mlp.down_proj.weight", (self.hidden, self.intermediate)
+            yield f"{prefix}.input_layernorm.weight", (self.hidden,)
+            yield f"{prefix}.post_attention_layernorm.weight", (self.hidden,)
+        yield "model.norm.weight", (self.hidden,)
+        yield "lm_head.weight", (self.vocabulary, self.hidden)
+
+
+SIZES = {
+    "tiny": Shape(2, 256, 704, 1000),
+    "1.5GB": Shape(12, 2048, 5632, 32000),
+    "13.5GB": Shape(32, 4096, 11008, 32000),
+}
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Noise(LazyTensor):
+    """Normal numbers of standard deviation 0.02, made where they are read."""
+
+    shape: tuple[int, ...]
+    dtype: DType
+    seed: int
+
+    def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
+        generator = np.random.Generator(np.random.SFC64([self.seed, *(start for start, _ in region)]))
+        values = generator.standard_normal(region_shape(region), np.float32)
+        values *= np.float32(0.02)
+        return cast_array(values, self.dtype)
+
+
+def write_base(path: Path, size: str, dtype: str) -> None:
+    """A base of `SIZES[size]`, in the format that the path's suffix names."""
+    names = SIZES[size].weights()
+    tensors = {name: Noise(shape, BY_NAME[dtype], seed) for seed, (name, shape) in enumerate(names)}
+    metadata = {"format": "pt"} if path.suffix == ".safetensors" else None
+    save_checkpoint(path, tensors, metadata=metadata)
+
+
+def write_adapter(path: Path, size: str, rank: int, targets: tuple[str, ...], dtype: str = "fp32") -> None:
+    """A LoRA adapter for such a base, in MindPet's names and Hugging Face's layers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, np.ndarray | LazyTensor] = {}
+    for seed, (name, (rows, columns)) in enumerate(_targeted(size, targets)):
+        layer = name.removesuffix(".weight")
+        tensors[f"{layer}.mindpet_delta_lora_a"] = Noise((rank, columns), BY_NAME[dtype], 10_000 + seed)
+        tensors[f"{layer}.mindpet_delta_lora_b"] = Noise((rows, rank), BY_NAME[dtype], 20_000 + seed)
+    save_checkpoint(path, tensors)
+
+
+def write_peft_adapter(folder: Path, size: str, rank: int, targets: tuple[str, ...]) -> None:
+    """The same adapter as a PEFT folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, np.ndarray | LazyTensor] = {}
+    for seed, (name, (rows, columns)) in enumerate(_targeted(size, targets)):
+        layer = "base_model.model." + name.removesuffix(".weight")
+        tensors[f"{layer}.lora_A.weight"] = Noise((rank, columns), BY_NAME["fp32"], 10_000 + seed)
+        tensors[f"{layer}.lora_B.weight"] = Noise((rows, rank), BY_NAME["fp32"], 20_000 + seed)
+    save_checkpoint(folder / "adapter_model.safetensors", tensors, metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": list(targets),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def _targeted(size: str, targets: tuple[str, ...]) -> Iterator[tuple[str, tuple[int, int]]]:
+    for name, shape in SIZES[size].weights():
+        if name.split(".")[-2] in targets and len(shape) == 2:
+            yield name, (shape[0], shape[1])
