@@ -19,7 +19,7 @@ from ckpt_tools.fingerprint import fingerprint
 from ckpt_tools.folds import FoldPlan, plan_folds
 from ckpt_tools.formats import Checkpoint, check_crc, open_checkpoint
 from ckpt_tools.formats.model import NamedTensor
-from ckpt_tools.lazy import Cast, LazyTensor, Statistics
+from ckpt_tools.lazy import LazyTensor, Statistics
 from ckpt_tools.memory import Budget, make_budget
 from ckpt_tools.outputs import Changes, OutputOptions, default_output, plan_output
 from ckpt_tools.plan import Plan
@@ -27,6 +27,7 @@ from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.renaming import rename_tensors
 from ckpt_tools.reports import AdapterReport, DroppedTensor, FoldedWeight, MergeReport
 from ckpt_tools.sizes import format_size, parse_size
+from ckpt_tools.views import Cast
 from ckpt_tools.write import Outcome, execute
 from surgery.errors import MismatchError, NonFiniteError, Problem, ResourceError, UsageError
 from surgery.version import __version__
