@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from ckpt_tools.folding import LowRankTerm
-from ckpt_tools.lazy import LazyTensor, Transposed, reshape
+from ckpt_tools.lazy import LazyTensor
+from ckpt_tools.views import Transposed, reshape
 from surgery.errors import Problem
 from surgery.grouping import LoraPair
 

@@ -11,8 +11,9 @@ from ckpt_tools.adapters import Adapter, pair_keys, scale_of
 from ckpt_tools.dtypes import DType
 from ckpt_tools.fitting import Fit, fit_pair, term_of
 from ckpt_tools.folding import Added, DoraMerged, LowRankTerm, Merged, VectorTerm
-from ckpt_tools.lazy import Cast, LazyTensor, reshape
+from ckpt_tools.lazy import LazyTensor
 from ckpt_tools.reports import AdapterUse, DroppedTensor
+from ckpt_tools.views import Cast, reshape
 from surgery.errors import MismatchError, Problem
 from surgery.grouping import LoraPair
 from surgery.naming import ParameterName, Role

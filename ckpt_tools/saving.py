@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ckpt_tools.dtypes import dtype_of
-from ckpt_tools.lazy import Constant, LazyTensor
+from ckpt_tools.lazy import LazyTensor
 from ckpt_tools.plan import OutputFile, Plan
+from ckpt_tools.views import Constant
 from ckpt_tools.write import execute
 from surgery.errors import Problem, UsageError
 

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-
 from helpers import materialise
 
 from ckpt_tools import open_checkpoint
 from ckpt_tools.dtypes import dtype_of
 from ckpt_tools.formats.ckpt import crc_trailer, layout_ckpt
 from ckpt_tools.formats.safetensors import layout_safetensors
-from ckpt_tools.lazy import Constant
+from ckpt_tools.views import Constant
 
 HIDDEN, INNER, VOCABULARY, RANK = 16, 24, 40, 4
 MANTISSA_BITS = {"fp16": 10, "bf16": 7, "fp32": 23, "fp64": 52}

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ckpt_tools.dtypes import BY_NAME, DType
 from ckpt_tools.formats.ckpt import SLICE_BYTES, layout_ckpt, read_ckpt
 from ckpt_tools.formats.model import NamedTensor
-from ckpt_tools.lazy import Constant, Stored
+from ckpt_tools.lazy import Stored
+from ckpt_tools.views import Constant
 from surgery.errors import MismatchError
 
 
