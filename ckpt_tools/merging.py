@@ -14,6 +14,7 @@ from typing import Any
 
 from ckpt_tools.accounting import BaseKeys, huggingface_config, quantisation_problem, sort_keys
 from ckpt_tools.adapters import Adapter, ScaleOption, load_adapter
+from ckpt_tools.destination import check_destination, check_room, destination
 from ckpt_tools.dtypes import BY_NAME, DType
 from ckpt_tools.fingerprint import fingerprint
 from ckpt_tools.folds import FoldPlan, plan_folds
@@ -26,10 +27,10 @@ from ckpt_tools.plan import Plan
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.renaming import rename_tensors
 from ckpt_tools.reports import AdapterReport, DroppedTensor, FoldedWeight, MergeReport
-from ckpt_tools.sizes import format_size, parse_size
+from ckpt_tools.sizes import parse_size
 from ckpt_tools.views import Cast
 from ckpt_tools.write import Outcome, execute
-from surgery.errors import MismatchError, NonFiniteError, Problem, ResourceError, UsageError
+from surgery.errors import MismatchError, NonFiniteError, Problem, UsageError
 from surgery.version import __version__
 
 __all__ = ["merge"]
@@ -79,7 +80,7 @@ def merge(
     Args:
         base: A checkpoint; without adapters, one that holds base and adapter.
         *adapters: Adapter files or folders; several on one weight are summed.
-        output: Where the merged checkpoint goes; by default beside the working folder, `<stem of base>-merged`.
+        output: Where the merged checkpoint goes; by default into the working folder, `<stem of base>-merged`.
         alpha: LoRA's alpha, one for all adapters or one for each. By default it is read from the adapter's
             configuration; there is no default value.
         scaling: The factor in front of B @ A itself, instead of alpha.
@@ -124,15 +125,15 @@ def merge(
     base_fingerprint = fingerprint(inputs.weights)
     draft = _Draft(inputs, folds, None if dtype == "keep" else BY_NAME[dtype], base_fingerprint)
     tensors, renamed = rename_tensors(draft.tensors(), names)
-    path = Path(output) if output is not None else default_output(inputs.base, format, "merged")
+    path = destination(output) if output is not None else default_output(inputs.base, format, "merged")
     size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
     plan = plan_output(inputs.base, tensors, OutputOptions(path, format, size), draft.changes(renamed))
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
-    _refuse_inputs_as_output(plan, inputs)
+    check_destination(plan, [inputs.base.path, *(adapter.path for adapter in inputs.adapters)], force=force)
     report = draft.report(plan, budget, renamed)
     if dry_run:
         return replace(report, dry_run=True, seconds=time.monotonic() - started)
-    _check_room(plan, report)
+    check_room(path, report.bytes_written, report.free_disk_bytes)
 
     def approve(outcome: Outcome) -> None:
         if not allow_nonfinite:
@@ -325,29 +326,6 @@ def _base_problems(inputs: _Inputs) -> list[Problem]:
             )
         )
     return problems
-
-
-def _refuse_inputs_as_output(plan: Plan, inputs: _Inputs) -> None:
-    """An output may not be an input, nor a folder that holds one, under whatever name."""
-    if not plan.output.exists():
-        return
-    target = plan.output.resolve()
-    for path in (inputs.base.path, *(adapter.path for adapter in inputs.adapters)):
-        if path.samefile(plan.output) or target in path.resolve().parents:
-            raise _input_as_output(plan.output, path)
-    for source in plan.sources():
-        if Path(source.path).samefile(plan.output) or target in Path(source.path).resolve().parents:
-            raise _input_as_output(plan.output, Path(source.path))
-
-
-def _input_as_output(output: Path, path: Path) -> UsageError:
-    return UsageError(Problem(f"-o {output}", f"it is, or holds, the input {path}", "a path of its own"))
-
-
-def _check_room(plan: Plan, report: MergeReport) -> None:
-    if report.bytes_written > report.free_disk_bytes:
-        needed, free = format_size(report.bytes_written), format_size(report.free_disk_bytes)
-        raise ResourceError(Problem(str(plan.output), f"{free} free", f"room for {needed}", "Choose another -o"))
 
 
 def _refuse_nonfinite(outcome: Outcome) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckpt_tools.formats.ckpt import layout_ckpt
+from ckpt_tools.formats.ckpt import crc_trailer, layout_ckpt
 from ckpt_tools.formats.model import FileLayout, NamedTensor
 from ckpt_tools.formats.safetensors import layout_safetensors
 from ckpt_tools.lazy import ByteRun, Region
@@ -117,7 +117,7 @@ class Plan:
 
 def _entry_size(entry: Entry) -> int:
     if isinstance(entry, OutputFile):
-        return entry.layout().size
+        return entry.layout().size + (len(crc_trailer(0)) if entry.crc else 0)
     return entry.source.size if isinstance(entry, OutputCopy) else len(entry.data)
 
 

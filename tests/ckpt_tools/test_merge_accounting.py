@@ -30,7 +30,9 @@ from surgery.errors import CorruptInputError, InputMissingError, MismatchError, 
 
 def states_of(names: Arrays) -> Arrays:
     """What MindFormers' training saves beside the parameters."""
-    states = {f"{state}.{name}": np.zeros_like(array) for name, array in names.items() for state in ("adam_m", "adam_v")}
+    states = {
+        f"{state}.{name}": np.zeros_like(array) for name, array in names.items() for state in ("adam_m", "adam_v")
+    }
     scalars = {"global_step": np.array(7, np.int32), "epoch_num": np.array(1), "loss_scale": np.array(1.0, np.float32)}
     return {**states, **scalars, "learning_rate": np.array(1e-4, np.float32), "step_num": np.array(7)}
 
@@ -51,7 +53,14 @@ def test_a_combined_checkpoint_loses_its_adapter_and_states_and_the_report_says_
 def test_weights_that_are_named_like_states_are_kept(tmp_path: Path) -> None:
     alike = {
         name: random(0, 3)
-        for name in ("momentum.weight", "router.learning_rate", "stat.bias", "linear.bias", "moment.weight", "best.bias")
+        for name in (
+            "momentum.weight",
+            "router.learning_rate",
+            "stat.bias",
+            "linear.bias",
+            "moment.weight",
+            "best.bias",
+        )
     }
     base, pairs = {**llama(), **alike}, factors()
     write(tmp_path / "base.ckpt", base)

@@ -61,7 +61,14 @@ def test_the_same_bytes_come_from_any_number_of_threads_any_memory_and_twice(
     write(tmp_path / "lora.ckpt", lora)
     results = []
     for number, options in enumerate(
-        [{"threads": 1}, {"threads": 2}, {"threads": 5}, {"max_memory": "98MiB"}, {"max_memory": "98MiB", "threads": 5}, {}]
+        [
+            {"threads": 1},
+            {"threads": 2},
+            {"threads": 5},
+            {"max_memory": "98MiB"},
+            {"max_memory": "98MiB", "threads": 5},
+            {},
+        ]
     ):
         output = tmp_path / f"out{number}.ckpt"
         report = merge(tmp_path / "base.ckpt", tmp_path / "lora.ckpt", output=output, alpha=rank, **options)  # type: ignore[arg-type]
@@ -109,9 +116,7 @@ def test_a_weight_of_zeros_has_no_relative_delta(tmp_path: Path) -> None:
     a, b = random(1, RANK, 8), random(2, 8, RANK)
     write(tmp_path / "base.ckpt", {"a.weight": np.zeros((8, 8), np.float32)})
     write(tmp_path / "lora.ckpt", {"a.lora_a": a, "a.lora_b": b})
-    (folded,) = merge(
-        tmp_path / "base.ckpt", tmp_path / "lora.ckpt", output=tmp_path / "out.ckpt", alpha=RANK
-    ).weights
+    (folded,) = merge(tmp_path / "base.ckpt", tmp_path / "lora.ckpt", output=tmp_path / "out.ckpt", alpha=RANK).weights
     assert folded.weight_norm == 0
     assert folded.relative_delta is None
     assert folded.delta_norm == pytest.approx(np.linalg.norm(b @ a), rel=1e-5)
@@ -162,7 +167,10 @@ NAN, INF = math.nan, math.inf
             {"wq0__a": NAN, "wv1__b": INF},
             ["model.layers.0.attention.wq.mindpet_delta_lora_a", "model.layers.1.attention.wv.mindpet_delta_lora_b"],
         ),
-        ({"wq0__b": 3e38, "wv0__b": 3e38}, ["model.layers.0.attention.wq.weight", "model.layers.0.attention.wv.weight"]),
+        (
+            {"wq0__b": 3e38, "wv0__b": 3e38},
+            ["model.layers.0.attention.wq.weight", "model.layers.0.attention.wv.weight"],
+        ),
     ],
 )
 def test_values_that_are_not_finite_are_refused_by_name_and_nothing_is_left(
