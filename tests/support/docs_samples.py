@@ -56,7 +56,7 @@ def write_docs_samples(folder: Path) -> None:
             hugging_face[f"model.layers.{layer}.{module}.weight"] = ones
         for cell, module in _CELLS.items():
             a = generator.normal(0, 0.1, (_RANK, _HIDDEN)).astype(np.float32)
-            b = generator.normal(0, 0.1, (_HIDDEN, _RANK)).astype(np.float32)
+            b = generator.normal(0, 0.003, (_HIDDEN, _RANK)).astype(np.float32)
             lora[f"model.layers.{layer}.{cell}.mindpet_delta_lora_a"] = a
             lora[f"model.layers.{layer}.{cell}.mindpet_delta_lora_b"] = b
             peft[f"base_model.model.model.layers.{layer}.{module}.lora_A.weight"] = a
