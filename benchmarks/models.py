@@ -74,31 +74,25 @@ class Noise(LazyTensor):
 
 def write_base(path: Path, size: str, dtype: str) -> None:
     """A base of `SIZES[size]`, in the format that the path's suffix names."""
-    names = SIZES[size].weights()
-    tensors = {name: Noise(shape, BY_NAME[dtype], seed) for seed, (name, shape) in enumerate(names)}
     metadata = {"format": "pt"} if path.suffix == ".safetensors" else None
-    save_checkpoint(path, tensors, metadata=metadata)
+    save_checkpoint(path, _weights(size, dtype), metadata=metadata)
 
 
-def write_adapter(path: Path, size: str, rank: int, targets: tuple[str, ...], dtype: str = "fp32") -> None:
+def write_adapter(path: Path, size: str, rank: int, targets: tuple[str, ...]) -> None:
     """A LoRA adapter for such a base, in MindPet's names and Hugging Face's layers."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, np.ndarray | LazyTensor] = {}
-    for seed, (name, (rows, columns)) in enumerate(_targeted(size, targets)):
-        layer = name.removesuffix(".weight")
-        tensors[f"{layer}.mindpet_delta_lora_a"] = Noise((rank, columns), BY_NAME[dtype], 10_000 + seed)
-        tensors[f"{layer}.mindpet_delta_lora_b"] = Noise((rows, rank), BY_NAME[dtype], 20_000 + seed)
-    save_checkpoint(path, tensors)
+    save_checkpoint(path, _factors(size, rank, targets, "", "mindpet_delta_lora_a", "mindpet_delta_lora_b"))
+
+
+def write_combined(path: Path, size: str, dtype: str, rank: int, targets: tuple[str, ...]) -> None:
+    """Base and adapter in one file, as MindFormers' training saves them."""
+    factors = _factors(size, rank, targets, "", "mindpet_delta_lora_a", "mindpet_delta_lora_b")
+    save_checkpoint(path, {**_weights(size, dtype), **factors})
 
 
 def write_peft_adapter(folder: Path, size: str, rank: int, targets: tuple[str, ...]) -> None:
     """The same adapter as a PEFT folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, np.ndarray | LazyTensor] = {}
-    for seed, (name, (rows, columns)) in enumerate(_targeted(size, targets)):
-        layer = "base_model.model." + name.removesuffix(".weight")
-        tensors[f"{layer}.lora_A.weight"] = Noise((rank, columns), BY_NAME["fp32"], 10_000 + seed)
-        tensors[f"{layer}.lora_B.weight"] = Noise((rows, rank), BY_NAME["fp32"], 20_000 + seed)
+    tensors = _factors(size, rank, targets, "base_model.model.", "lora_A.weight", "lora_B.weight")
     save_checkpoint(folder / "adapter_model.safetensors", tensors, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
@@ -108,6 +102,20 @@ def write_peft_adapter(folder: Path, size: str, rank: int, targets: tuple[str, .
         "target_modules": list(targets),
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def _weights(size: str, dtype: str) -> dict[str, LazyTensor]:
+    names = SIZES[size].weights()
+    return {name: Noise(shape, BY_NAME[dtype], seed) for seed, (name, shape) in enumerate(names)}
+
+
+def _factors(size: str, rank: int, targets: tuple[str, ...], prefix: str, a: str, b: str) -> dict[str, LazyTensor]:
+    factors: dict[str, LazyTensor] = {}
+    for seed, (name, (rows, columns)) in enumerate(_targeted(size, targets)):
+        layer = prefix + name.removesuffix(".weight")
+        factors[f"{layer}.{a}"] = Noise((rank, columns), BY_NAME["fp32"], 10_000 + seed)
+        factors[f"{layer}.{b}"] = Noise((rows, rank), BY_NAME["fp32"], 20_000 + seed)
+    return factors
 
 
 def _targeted(size: str, targets: tuple[str, ...]) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -20,7 +20,7 @@ __all__ = ["save_checkpoint"]
 
 def save_checkpoint(
     path: str | os.PathLike[str],
-    tensors: Mapping[str, np.ndarray | LazyTensor],
+    tensors: Mapping[str, np.ndarray | LazyTensor] | Mapping[str, np.ndarray] | Mapping[str, LazyTensor],
     *,
     metadata: Mapping[str, str] | None = None,
     crc: bool = False,
