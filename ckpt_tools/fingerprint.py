@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 from blake3 import blake3
 
-from ckpt_tools.casts import count_nonfinite
+from ckpt_tools.casts import count_nonfinite, widen
 from ckpt_tools.lazy import LazyTensor, Region
 from ckpt_tools.plan import bands
 
-__all__ = ["content_digest", "fingerprint", "sample_regions"]
+__all__ = ["content_digest", "fingerprint", "same_values", "sample_regions"]
 
 _VERSION = "pet-fp1"
 _WINDOWS = 4
@@ -84,6 +84,16 @@ def content_digest(tensors: Mapping[str, LazyTensor]) -> tuple[str, list[str]]:
         if bad:
             nonfinite.append(name)
     return f"blake3:{digest.hexdigest()}", nonfinite
+
+
+def same_values(first: LazyTensor, second: LazyTensor) -> bool:
+    """Whether two tensors hold the same: the same bytes, or the same numbers in floating-point types that differ."""
+    if first.shape != second.shape:
+        return False
+    pairs = ((first.read(region), second.read(region)) for region in bands(first.shape, _BAND_ELEMENTS))
+    if first.dtype == second.dtype:
+        return all(np.array_equal(np.asarray(_bytes_of(one)), np.asarray(_bytes_of(other))) for one, other in pairs)
+    return all(np.array_equal(widen(one), widen(other)) for one, other in pairs)
 
 
 def _bands(tensor: LazyTensor) -> Iterable[np.ndarray]:

@@ -23,7 +23,7 @@ class Fit:
     Attributes:
         matrix_shape: The shape under which the weight is folded; convolution kernels become matrices.
         transposed: Whether the update is (B @ A) transposed: Conv1D's (in, out) weights, embeddings.
-        is_square: Whether the shapes alone could not tell.
+        is_square: Whether the shapes alone cannot tell; see `ckpt_tools.orientation`.
     """
 
     matrix_shape: Shape
@@ -31,7 +31,7 @@ class Fit:
     is_square: bool = False
 
 
-def fit_pair(pair: LoraPair, a: Shape, b: Shape, weight: Shape, *, fan_in_fan_out: bool) -> Fit | Problem:
+def fit_pair(pair: LoraPair, a: Shape, b: Shape, weight: Shape) -> Fit | Problem:
     """Fit an update to the weight that it was trained on.
 
     Args:
@@ -39,7 +39,6 @@ def fit_pair(pair: LoraPair, a: Shape, b: Shape, weight: Shape, *, fan_in_fan_ou
         a: Shape of A.
         b: Shape of B.
         weight: Shape of the weight.
-        fan_in_fan_out: Whether a weight for which both ways are possible is (in, out).
     """
     wanted: Shape
     if pair.kind == "expert":
@@ -53,7 +52,7 @@ def fit_pair(pair: LoraPair, a: Shape, b: Shape, weight: Shape, *, fan_in_fan_ou
         return Fit((b[0], math.prod(a[1:])), False) if weight == wanted else _misfit(pair, a, b, weight, wanted)
     plain, transposed = (b[0], a[1]), (a[1], b[0])
     if weight == plain == transposed:
-        return Fit(weight, fan_in_fan_out, is_square=True)
+        return Fit(weight, False, is_square=True)
     if weight in (plain, transposed):
         return Fit(weight, weight == transposed)
     return _misfit(pair, a, b, weight, plain)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from ckpt_tools.adapters import Adapter, pair_keys, scale_of
-from ckpt_tools.dtypes import DType
+from ckpt_tools.fingerprint import same_values
 from ckpt_tools.fitting import Fit, fit_pair, term_of
-from ckpt_tools.folding import Added, DoraMerged, LowRankTerm, Merged, VectorTerm
+from ckpt_tools.fold_plan import Fold, FoldPlan
+from ckpt_tools.folding import VectorTerm
 from ckpt_tools.lazy import LazyTensor
+from ckpt_tools.orientation import square_orientations
 from ckpt_tools.reports import AdapterUse, DroppedTensor
-from ckpt_tools.views import Cast, reshape
+from ckpt_tools.tying import settle_ties
 from surgery.errors import MismatchError, Problem
 from surgery.grouping import LoraPair
 from surgery.naming import ParameterName, Role
 from surgery.near import near_names
 from surgery.resolution import Resolution, resolve_names
 from surgery.targets import selects
-from surgery.ties import tied_names, tied_partner
+from surgery.ties import tied_partner
 
-__all__ = ["Fold", "FoldPlan", "plan_folds"]
+__all__ = ["plan_folds"]
 
 _UNFOLDABLE = {
     Role.PREFIX: "a prefix or prompt adds inputs to the model and changes no weight",
@@ -34,62 +36,6 @@ _UNFOLDABLE = {
 _OUTPUT_HEADS = frozenset({"lm_head", "embed_out", "output_layer", "output"})
 
 _UNFOLDABLE_REMEDY = "Load it into a network that was built with the same pet_config, and serve that"
-
-
-@dataclass(slots=True)
-class Fold:
-    """All that happens to one weight.
-
-    Attributes:
-        weight: The weight before; the replacement where an adapter brings one.
-        uses: Each adapter's part, for the report.
-        matrix_shape: The shape under which the terms are added.
-        terms: Low-rank updates.
-        vectors: Updates of a vector.
-        magnitude: DoRA's magnitudes, and the axis that they stand along.
-        is_replaced: Whether an adapter brought the weight.
-    """
-
-    weight: LazyTensor
-    uses: list[AdapterUse] = field(default_factory=list)
-    matrix_shape: tuple[int, ...] = ()
-    terms: list[LowRankTerm] = field(default_factory=list)
-    vectors: list[VectorTerm] = field(default_factory=list)
-    magnitude: tuple[LazyTensor, int] | None = None
-    is_replaced: bool = False
-
-    def result(self, dtype: DType) -> LazyTensor:
-        """The weight after, in a type, rounded once."""
-        if self.vectors:
-            return Added(self.weight, tuple(self.vectors), dtype)
-        if not self.terms:
-            return self.weight if self.weight.dtype == dtype else Cast(self.weight, dtype)
-        matrix = reshape(self.weight, self.matrix_shape)
-        if self.magnitude is None:
-            return reshape(Merged(matrix, tuple(self.terms), dtype), self.weight.shape)
-        magnitude, axis = self.magnitude
-        return reshape(DoraMerged(matrix, self.terms[0], magnitude, axis, dtype), self.weight.shape)
-
-
-@dataclass(slots=True)
-class FoldPlan:
-    """What happens to a base.
-
-    Attributes:
-        folds: Base name to what happens to that weight.
-        untied: Names that the base does not have and the output does, to the base's tensor that they were tied to.
-        rules: What was done to each adapter's names to find the base's.
-        dropped: Adapter tensors that are left out on purpose.
-        warnings: What the user ought to know.
-        problems: Why the merge cannot be done.
-    """
-
-    folds: dict[str, Fold] = field(default_factory=dict)
-    untied: dict[str, str] = field(default_factory=dict)
-    rules: list[str] = field(default_factory=list)
-    dropped: list[DroppedTensor] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
 
 
 def plan_folds(
@@ -112,8 +58,8 @@ def plan_folds(
     plan = FoldPlan()
     for adapter in adapters:
         _Folder(plan, base, adapter, config, is_combined, allow_unused).run()
-    _untie_heads(plan, base, config)
-    _warn(plan)
+    settle_ties(plan, base, config)
+    _warn_of_sums(plan)
     return plan
 
 
@@ -189,6 +135,9 @@ class _Folder:
                 return name
         return None
 
+    def _is_tied(self, name: str) -> bool:
+        return name in self._plan.untied or name in self._plan.untied.values()
+
     def _no_home(self, key: str, name: str) -> None:
         pair = self._pairs.get(key.removeprefix("bias of "))
         keys = (key,) if pair is None else (pair.b_bias or "",) if key.startswith("bias of ") else pair_keys(pair)
@@ -209,7 +158,7 @@ class _Folder:
         name = self._resolution.found.get(key)
         if name is None:
             return None
-        if not self._is_selected(pair):
+        if not self._is_selected(pair, name):
             return None
         weight = self._weight(name)
         if not weight.dtype.is_float:
@@ -223,17 +172,13 @@ class _Folder:
             )
             return None
         tensors = self._adapter.tensors
-        config = self._adapter.config
-        fan_in_fan_out = config is not None and config.fan_in_fan_out
-        fit = fit_pair(
-            pair, tensors[pair.a].shape, tensors[pair.b].shape, weight.shape, fan_in_fan_out=fan_in_fan_out
-        )
+        fit = fit_pair(pair, tensors[pair.a].shape, tensors[pair.b].shape, weight.shape)
         if isinstance(fit, Problem):
             self._plan.problems.append(fit)
             return None
         return fit
 
-    def _is_selected(self, pair: LoraPair) -> bool:
+    def _is_selected(self, pair: LoraPair, name: str) -> bool:
         """Whether the configuration selects the layer; the program that trained it would ignore it otherwise."""
         config = self._adapter.config
         if config is None or config.target_modules is None or not pair.layer:
@@ -241,7 +186,7 @@ class _Folder:
         is_output_head = pair.layer.rpartition(".")[2] in _OUTPUT_HEADS
         is_linear = pair.kind == "linear"
         verdict = selects(config, pair.layer, is_linear=is_linear, is_output_head=is_output_head)
-        if verdict:
+        if verdict or (config.ensure_weight_tying and self._is_tied(name)):
             return True
         keys = pair_keys(pair)
         if all(self._is_allowed(key) for key in keys):
@@ -258,16 +203,20 @@ class _Folder:
         return False
 
     def _settle_squares(self, fits: dict[str, Fit]) -> dict[str, Fit]:
-        """Give square weights the orientation of the others where those leave no doubt.
-
-        A square weight's shape does not tell (out, in) from (in, out), and `fan_in_fan_out` is not to be trusted alone:
-        PEFT corrects it for each layer when it meets a Conv1D or a Linear.
-        """
-        linear = {key: fit for key, fit in fits.items() if self._pairs[key].kind == "linear"}
-        clear = {fit.transposed for fit in linear.values() if not fit.is_square}
-        if len(clear) != 1:
-            return fits
-        settled = {key: Fit(fit.matrix_shape, next(iter(clear)), fit.is_square) for key, fit in linear.items()}
+        """Find out which way round the square weights are."""
+        linear = {self._resolution.found[key]: fit for key, fit in fits.items() if self._pairs[key].kind == "linear"}
+        config = self._adapter.config
+        transposed = square_orientations(
+            [name for name, fit in linear.items() if fit.is_square],
+            {name: fit.transposed for name, fit in linear.items() if not fit.is_square},
+            {name: tensor.shape for name, tensor in self._base.items()},
+            fan_in_fan_out=config is not None and config.fan_in_fan_out,
+        )
+        settled = {
+            key: replace(fit, transposed=transposed[self._resolution.found[key]])
+            for key, fit in fits.items()
+            if fit.is_square
+        }
         return {**fits, **settled}
 
     def _fold_pair(self, pair: LoraPair, name: str, fit: Fit) -> None:
@@ -330,6 +279,9 @@ class _Folder:
             self._plan.problems.append(Problem(where, f"shape {tensor.shape}", f"{weight.shape}, as {name}", remedy))
         elif tensor.dtype != weight.dtype and not (tensor.dtype.is_float and weight.dtype.is_float):
             self._plan.problems.append(Problem(where, f"type {tensor.dtype}", f"{weight.dtype}, as {name}"))
+        elif parameter.family == "peft" and same_values(tensor, weight):
+            # PEFT saves embeddings that it adapts, or whose size is not the base's, whether they were trained or not.
+            self._drop([parameter], "the base's own values")
         elif name in self._plan.folds:
             self._plan.problems.append(_replaced_and_changed(name))
         elif self._is_combined_file(parameter, name):
@@ -342,14 +294,20 @@ class _Folder:
                 )
             )
         else:
-            self._plan.folds[name] = Fold(tensor, [self._replacement(parameter)], is_replaced=True)
+            is_copy = self._is_copy(parameter)
+            self._plan.folds[name] = Fold(tensor, [self._replacement(parameter)], is_replaced=True, is_copy=is_copy)
             self._replaced.add(name)
 
     def _is_combined_file(self, parameter: ParameterName, name: str) -> bool:
         """Whether a plain weight lies beside LoRA matrices for the same weight, other than PEFT saves embeddings."""
-        return parameter.family != "peft" and name in {
-            self._resolution.found.get(key) for key in self._pairs
-        }
+        return parameter.family != "peft" and name in {self._resolution.found.get(key) for key in self._pairs}
+
+    def _is_copy(self, parameter: ParameterName) -> bool:
+        """Whether PEFT's `modules_to_save` made a copy of the weight, apart from what the weight is tied to."""
+        if parameter.family != "peft":
+            return False
+        config = self._adapter.config
+        return not parameter.name.endswith(".bias") if config is None else config.saves_module(parameter.layer)
 
     def _replacement(self, parameter: ParameterName) -> AdapterUse:
         return AdapterUse(str(self._adapter.path), (parameter.name,), "replaced")
@@ -411,18 +369,7 @@ def _replaced_and_changed(name: str) -> Problem:
     return Problem(name, "two adapters, one of which replaces the weight", "one of the two", "Merge one at a time")
 
 
-def _untie_heads(plan: FoldPlan, base: Mapping[str, LazyTensor], config: Mapping[str, Any] | None) -> None:
-    """Give the output head of a changed embedding a copy of its own, as the adapter was trained beside it."""
-    for name in list(plan.folds):
-        for head in tied_names(name, base.keys(), config) if name in base else ():
-            plan.untied.setdefault(head, name)
-
-
-def _warn(plan: FoldPlan) -> None:
+def _warn_of_sums(plan: FoldPlan) -> None:
     shared = [name for name, fold in plan.folds.items() if len(fold.terms) > 1 or len(fold.vectors) > 1]
     if shared:
         plan.warnings.append(f"{len(shared)} weights take several adapters, which are summed: {shared[0]}, ...")
-    plan.warnings += [
-        f"{name} was tied to {partner}; the adapter changes one of the two, so the output holds both"
-        for name, partner in plan.untied.items()
-    ]

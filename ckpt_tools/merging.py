@@ -17,7 +17,8 @@ from ckpt_tools.adapters import Adapter, ScaleOption, load_adapter
 from ckpt_tools.destination import check_destination, check_room, destination
 from ckpt_tools.dtypes import BY_NAME, DType
 from ckpt_tools.fingerprint import fingerprint
-from ckpt_tools.folds import FoldPlan, plan_folds
+from ckpt_tools.fold_plan import FoldPlan
+from ckpt_tools.folds import plan_folds
 from ckpt_tools.formats import Checkpoint, check_crc, open_checkpoint
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.lazy import LazyTensor, Statistics
@@ -188,7 +189,7 @@ class _Draft:
         ]
         metadata = {
             "pet_surgery.version": __version__,
-            "pet_surgery.base": self._inputs.base.path.name,
+            "pet_surgery.base": _printable(self._inputs.base.path.name),
             "pet_surgery.base_fingerprint": self._fingerprint,
             "pet_surgery.adapters": json.dumps(adapters),
         }
@@ -247,6 +248,11 @@ class _Draft:
             seconds=0.0,
             version=__version__,
         )
+
+
+def _printable(file_name: str) -> str:
+    """A file's name, which may be any bytes, as text that a header can hold."""
+    return os.fsencode(file_name).decode("utf-8", "backslashreplace")
 
 
 def _scale_options(

@@ -42,7 +42,8 @@ class LoraConfig:
         exclude_modules: The same, of what is left out.
         layers_to_transform: Indices of the layers that `target_modules` is limited to.
         layers_pattern: Names of the module lists that those indices count in.
-        selection: How the four before are meant.
+        ensure_weight_tying: Whether a layer that is tied to a selected one has the same adapter.
+        selection: How the layers are selected by the options above.
         base_model_name: What the file calls the base; empty where it does not.
     """
 
@@ -61,6 +62,7 @@ class LoraConfig:
     exclude_modules: tuple[str, ...] | str | None = None
     layers_to_transform: tuple[int, ...] | int | None = None
     layers_pattern: tuple[str, ...] | str | None = None
+    ensure_weight_tying: bool = False
     selection: Selection = Selection.PEFT
     base_model_name: str = ""
 
@@ -73,6 +75,15 @@ class LoraConfig:
         """The alpha of a layer; None where the file has none."""
         key = _pattern_of(self.alpha_pattern, layer)
         return self.alpha if key is None else self.alpha_pattern[key]
+
+    def saves_module(self, layer: str) -> bool:
+        """Whether `modules_to_save` made a copy of a module, or of one that it is in, for the training.
+
+        PEFT compares the ends of module names, not whole components.
+        """
+        components = layer.split(".")
+        paths = [".".join(components[:depth]) for depth in range(1, len(components) + 1)]
+        return any(path.endswith(self.modules_to_save) for path in paths)
 
     def scaling(self, layer: str, rank: int | None = None) -> float:
         """The factor of a layer's B @ A: alpha / rank, or alpha / sqrt(rank) with rank-stabilised LoRA.

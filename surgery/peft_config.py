@@ -54,6 +54,7 @@ def parse_peft_config(values: dict[str, Any], source: str) -> LoraConfig:
         exclude_modules=options.names_or_expression("exclude_modules"),
         layers_to_transform=options.indices("layers_to_transform"),
         layers_pattern=_names_or_name(options, "layers_pattern"),
+        ensure_weight_tying=options.flag("ensure_weight_tying"),
         selection=Selection.MINDFORMERS if _is_by_mindformers(values) else Selection.PEFT,
         base_model_name=options.text("base_model_name_or_path"),
     )
@@ -129,18 +130,18 @@ _RULES: Mapping[str, _Rule] = {
         (
             *("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern"),
             *("alpha_pattern", "bias", "lora_bias", "modules_to_save", "target_modules", "exclude_modules"),
-            *("layers_to_transform", "layers_pattern", "base_model_name_or_path"),
+            *("layers_to_transform", "layers_pattern", "base_model_name_or_path", "ensure_weight_tying"),
         ),
         _USED,
     ),
     # Of the training, the loading or the file, not of the weights. The sub-configurations of an initialisation say
     # nothing that `init_lora_weights` does not decide; VeLoRA and MonteCLoRA change the training's backward and
-    # forward pass only: PEFT evaluates and merges both as plain LoRA. `ensure_weight_tying` is seen in the keys.
+    # forward pass only: PEFT evaluates and merges both as plain LoRA.
     **dict.fromkeys(
         (
             *("task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "lora_dropout"),
             *("megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
-            *("velora_config", "monteclora_config", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
+            *("velora_config", "monteclora_config", "qalora_group_size", "runtime_config"),
             "merge_weights",
         ),
         _HARMLESS,

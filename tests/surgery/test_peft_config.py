@@ -141,7 +141,6 @@ def test_an_option_with_which_folding_would_be_a_guess_is_refused(option: str, v
         ("monteclora_config", {"num_samples": 8}),
         ("eva_config", {"rho": 2.0}),
         ("lora_dropout", 0.1),
-        ("ensure_weight_tying", True),
         ("runtime_config", {"ephemeral_gpu_offload": True}),
         ("merge_weights", True),
     ],
