@@ -9,7 +9,7 @@ help:
 	@echo "make test-core    the tests that need no MindSpore"
 	@echo "make conformance  against PyTorch, PEFT and transformers"
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
-	@echo "make bench        the benchmarks of docs/performance.md"
+	@echo "make bench        the benchmarks, against MindFormers and PEFT too (BENCH_ARGS='--size ... --rows ...')"
 	@echo "make clean        remove environments, caches and the demo's files"
 
 # A version manager may put a `python3.12` on the path that only says it is not installed: each candidate is run.
@@ -90,8 +90,9 @@ format: .venv-dev/.complete
 	@.venv-dev/bin/ruff format .
 	@.venv-dev/bin/ruff check --fix-only --quiet .
 
-bench: .venv-bench/.complete
-	@.venv-bench/bin/python -m benchmarks
+bench: .venv-bench/.complete .venv/.complete .venv-conformance/.complete
+	@.venv-bench/bin/python benchmarks/merge.py --mindformers-python .venv/bin/python \
+		--peft-python .venv-conformance/bin/python $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv .venv-dev .venv-demo .venv-conformance .venv-bench build dist demo bench-work
