@@ -79,6 +79,10 @@ _UNGATHERED = (
 )
 
 
+# So PEFT spells what it adds to the `out_proj` of a torch.nn.MultiheadAttention, and nothing else.
+_MULTIHEAD_OUTPUT = ".base_layer.out_proj."
+
+
 def group_lora(names: Iterable[str], shapes: Mapping[str, Shape]) -> LoraGroup:
     """Put an adapter's parameters together by layer.
 
@@ -109,7 +113,9 @@ def group_lora(names: Iterable[str], shapes: Mapping[str, Shape]) -> LoraGroup:
     for (_, kind), part in parts.items():
         pair, faults = _pair(kind, part, shapes)
         problems += faults
-        if pair is not None:
+        if pair is not None and _MULTIHEAD_OUTPUT in pair.a:
+            problems.append(_multihead(pair))
+        elif pair is not None:
             pairs.append(pair)
     problems += _same_weight_twice(pairs)
     return LoraGroup(
@@ -250,6 +256,15 @@ def _unpaired(parameter: ParameterName, a: ParameterName | None, b: ParameterNam
         f"{missing} for layer {parameter.layer or '(no name)'}",
         f"{parameter.role.value} beside the layer's LoRA A and B",
         "The adapter's file is incomplete, or its keys were renamed in part",
+    )
+
+
+def _multihead(pair: LoraPair) -> Problem:
+    return Problem(
+        pair.a,
+        "an adapter of a torch.nn.MultiheadAttention: PEFT adds B @ A to its out_proj twice, in training as in merging, "
+        "up to version 0.21.2 at least (huggingface/peft, pull request 3774), so what it means depends on the version",
+        remedy="Merge it with the version of PEFT that trained it",
     )
 
 

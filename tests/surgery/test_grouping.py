@@ -90,6 +90,22 @@ def test_magnitude_and_bias_join_their_pair() -> None:
     assert pair.bias_base == "x.bias"
 
 
+def test_an_adapter_of_a_multihead_attention_is_refused_as_peft_adds_a_part_of_it_twice() -> None:
+    layer = "base_model.model.attn."
+    shapes: Shapes = {
+        f"{layer}lora_A.weight": (4, 8),
+        f"{layer}lora_B.weight": (24, 4),
+        f"{layer}base_layer.out_proj.lora_A.weight": (4, 8),
+        f"{layer}base_layer.out_proj.lora_B.weight": (8, 4),
+    }
+    grouped = group(shapes)
+    assert [pair.layer for pair in grouped.pairs] == ["attn"]
+    (problem,) = grouped.problems
+    assert problem.where == f"{layer}base_layer.out_proj.lora_A.weight"
+    assert "MultiheadAttention" in problem.found
+    assert "twice" in problem.found
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_the_magnitude_of_an_embedding_joins_the_embeddings_pair(first: bool) -> None:
     peft = "base_model.model.x."
