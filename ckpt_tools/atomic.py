@@ -24,6 +24,9 @@ _DIGEST_FILE = "plan.sha256"
 _CONTENT = "content"
 _PART = ".part"
 
+# Where no folder can be made at all (/proc), making one fails as if it had just been removed.
+_LOCK_ATTEMPTS = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
@@ -107,15 +110,17 @@ def claim_output(output: Path, digest: str, *, is_folder: bool, force: bool) -> 
         refuse_existing(output)
     hidden = output.parent / f".{output.name}.pet-surgery"
     made = _make_folders(output.parent)
-    descriptor = _lock(hidden)
     try:
-        workspace = Workspace(hidden, output, is_folder, force)
-        _prepare(workspace, digest)
-        yield workspace
+        descriptor = _lock(hidden)
+        try:
+            workspace = Workspace(hidden, output, is_folder, force)
+            _prepare(workspace, digest)
+            yield workspace
+        finally:
+            # The folder goes before the lock does, so that no other run can find it half removed.
+            shutil.rmtree(hidden, ignore_errors=True)
+            os.close(descriptor)
     finally:
-        # The folder goes before the lock does, so that no other run can find it half removed.
-        shutil.rmtree(hidden, ignore_errors=True)
-        os.close(descriptor)
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
@@ -161,13 +166,15 @@ def _make_folders(folder: Path) -> list[Path]:
 
 
 def _lock(hidden: Path) -> int:
+    attempts = 0
     while True:
+        attempts += 1
         try:
             hidden.mkdir(exist_ok=True)
             descriptor = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            continue  # the run that held it has just removed it
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and attempts < _LOCK_ATTEMPTS:
+                continue  # the run that held it has just removed it
             raise _refused(hidden.parent, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -97,6 +97,10 @@ class _Folder:
         if not group.pairs and not self._weights:
             self._nothing_to_fold()
             return
+        if not group.pairs and self._base.keys() <= {self._resolution.found.get(p.name) for p in self._weights}:
+            found = "a whole model, with every weight of the base and no adapter parameter"
+            self._plan.problems.append(Problem(str(self._adapter.path), found, "an adapter", "Is it the right file?"))
+            return
         fits = {key: fit for key, pair in self._pairs.items() if (fit := self._fit(key, pair)) is not None}
         fits = self._settle_squares(fits)
         for parameter in self._weights:

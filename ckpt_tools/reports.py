@@ -137,7 +137,7 @@ class MergeReport:
 
     def to_json(self) -> str:
         """The report as one JSON object; numbers that are not finite become null."""
-        return json.dumps(_finite(asdict(self)), ensure_ascii=False, allow_nan=False)
+        return json.dumps(_finite(asdict(self)), allow_nan=False)
 
 
 def _finite(value: object) -> object:

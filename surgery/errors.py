@@ -61,7 +61,7 @@ class Problem:
     def __str__(self) -> str:
         text = f"{self.where}: "
         text += f"expected {self.expected}, found {self.found}." if self.expected else f"{self.found}."
-        return f"{text} {self.remedy}." if self.remedy else text
+        return f"{text} {self.remedy}{'' if self.remedy.endswith('?') else '.'}" if self.remedy else text
 
 
 class PetSurgeryError(Exception):

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from surgery.errors import PetSurgeryError
+from surgery.errors import PetSurgeryError, Problem, ResourceError
 from surgery.version import __version__
 
 if TYPE_CHECKING:
     from ckpt_tools.progress import Progress
 
-__all__ = ["HELP", "common_options", "make_progress", "print_result", "run", "say"]
+__all__ = ["HELP", "PATH", "common_options", "make_progress", "print_result", "printable", "run", "say"]
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+PATH = click.Path(readable=False)
+"""A string that shells complete as a path; what is wrong with it is for the operations to say."""
 
 _INTERRUPTED = 130
 _BUG = 1
@@ -32,7 +38,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def common_options(command: Command) -> Command:
     """The options that every command has."""
     options = (
-        click.option("-o", "--output", metavar="PATH", help="Where the output goes; its suffix chooses the format."),
+        click.option(
+            "-o", "--output", type=PATH, metavar="PATH", help="Where the output goes; its suffix chooses the format."
+        ),
         click.option("--force", is_flag=True, help="Replace an existing output, atomically."),
         click.option("--dry-run", is_flag=True, help="Plan and check everything, print the plan, write nothing."),
         click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on stdout."),
@@ -51,10 +59,14 @@ def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
 
     Errors that a user can mend are one paragraph on stderr; only a bug has a traceback.
     """
+    _occupy_standard_descriptors()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no error
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
+        signal.signal(signal.SIGHUP, _terminate)
     try:
-        command.main(arguments, standalone_mode=False, color=None if _may_colour() else False)
-        sys.stdout.flush()
+        command.main(arguments, command.name, standalone_mode=False, color=None if _may_colour() else False)
         code = 0
     except PetSurgeryError as error:
         for problem in error.problems:
@@ -70,25 +82,44 @@ def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
         _complain("out of memory: lower --threads or --max-memory")
         code = _IO_FAILED
     except OSError as error:
-        code = _lost_stdout(error)
+        _complain(f"{error.filename or 'input or output'}: {(error.strerror or str(error)).lower()}")
+        code = _IO_FAILED
+    except SystemExit as end:
+        # click ends so behind shell completion, and where its own pages (--help, --version) meet a broken pipe.
+        code = _IO_FAILED if end.code else 0
     except Exception:
         _complain("this is a bug in pet-surgery; please report it with what follows")
         traceback.print_exc()
         code = _BUG
-    # A closed stdout must not raise again when the interpreter flushes it.
-    _close_quietly(sys.stdout)
+    _flush_quietly()
     raise SystemExit(code)
 
 
+def printable(text: str) -> str:
+    """A line in which names out of files can neither steer the terminal nor begin another line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def say(message: str) -> None:
-    """A message for the user, on stderr."""
-    click.echo(message, err=True)
+    """A line for the user, on stderr; where that is a broken pipe, nobody listens."""
+    with suppress(OSError):
+        click.echo(printable(message), err=True)
 
 
 def print_result(text: str) -> None:
-    """The command's result, on stdout."""
-    click.echo(text)
-    sys.stdout.flush()
+    """The command's result, on stdout.
+
+    Raises:
+        ResourceError: stdout is closed, full or a broken pipe.
+    """
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
+        click.echo(text)
+        sys.stdout.flush()
+    except OSError as error:
+        found = f"the report could not be printed: {(error.strerror or str(error)).lower()}"
+        raise ResourceError(Problem("stdout", found, remedy="What the command wrote to files is complete")) from error
 
 
 def make_progress(quiet: bool) -> Progress:
@@ -113,25 +144,25 @@ def _may_colour() -> bool:
 
 def _complain(text: str) -> None:
     colour = sys.stderr.isatty() and _may_colour()
-    click.echo(click.style("error: ", fg="red", bold=True) + text if colour else f"error: {text}", err=True)
+    with suppress(OSError):
+        click.echo(click.style("error: ", fg="red", bold=True) if colour else "error: ", err=True, nl=False)
+    say(text)
 
 
-def _lost_stdout(error: OSError) -> int:
-    if error.filename is None and not isinstance(error, BrokenPipeError) and sys.stdout is not None:
-        try:
-            sys.stdout.flush()
-        except OSError:
-            pass
-        else:
-            _complain(str(error))
-            return _IO_FAILED
-    _complain(f"the work is done, but its report could not be printed: {(error.strerror or str(error)).lower()}")
-    return _IO_FAILED
+def _occupy_standard_descriptors() -> None:
+    """Where a standard stream is closed, keep its number from going to an output file, which prints would end up in."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:  # each takes the lowest number that is free
+        pass
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace")
 
 
-def _close_quietly(stream: Any) -> None:
+def _flush_quietly() -> None:
+    """Keep the interpreter from failing on a stdout that does not take what is left in its buffer."""
+    if sys.stdout is None:
+        return
     try:
-        stream.flush()
+        sys.stdout.flush()
     except (OSError, ValueError):
-        descriptor = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(descriptor, 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from statistics import median
 
+from ckpt_tools.cli.common import printable
 from ckpt_tools.reports import FoldedWeight, MergeReport
 from ckpt_tools.sizes import format_size
 
@@ -16,7 +17,7 @@ def summarise(report: MergeReport) -> str:
     lines = [_headline(report)]
     lines += [f"  adapter    {line}" for line in _adapters(report)]
     lines += [f"  {label:<10} {text}" for label, text in _facts(report)]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _headline(report: MergeReport) -> str:

@@ -155,7 +155,7 @@ def test_shards_are_as_large_as_they_may_be(tmp_path: Path, merged: Merge, size:
     hf_folder(tmp_path / "base")
     merged("base", output="out", max_shard_size=size)
     limit = {"3KB": 3000, "1GB": 10**9}.get(str(size), size)
-    files = [path for path in sorted(Path("out").glob("*.safetensors"))]
+    files = sorted(Path("out").glob("*.safetensors"))
     sizes = [sum(array.nbytes for array in read(path).values()) for path in files]
     assert all(held <= int(limit) or len(read(path)) == 1 for held, path in zip(sizes, files, strict=True))
     if size == "1GB":
@@ -510,7 +510,7 @@ def test_an_input_in_any_disguise_is_no_output(tmp_path: Path, merged: Merge, di
         "adapter": tmp_path / "lora.ckpt",
     }[disguise]
     before = tree(tmp_path)
-    with pytest.raises(UsageError, match="an input|the input"):
+    with pytest.raises(UsageError, match=r"an input|the input"):
         merged("models/base.ckpt", output=output, force=force)
     assert tree(tmp_path) == before
 
