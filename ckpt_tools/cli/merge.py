@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import click
 
-from ckpt_tools.cli.common import HELP, common_options, make_progress, print_result, run, say
+from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, print_result, run, say
 
 __all__ = ["main", "merge_command"]
 
 
 @click.command("pet-merge", context_settings=HELP)
-@click.argument("base")
-@click.argument("adapters", nargs=-1, metavar="[ADAPTER]...")
+@click.argument("base", type=PATH)
+@click.argument("adapters", type=PATH, nargs=-1, metavar="[ADAPTER]...")
 @click.option("--alpha", type=float, multiple=True, metavar="F", help="LoRA's alpha; once, or once per adapter.")
 @click.option("--scaling", type=float, multiple=True, metavar="F", help="The factor of B @ A itself, instead of alpha.")
 @click.option(
     "--config",
+    type=PATH,
     multiple=True,
     metavar="FILE",
     help="A run's YAML or an adapter_config.json with the alpha.  [default: found beside the adapter]",
@@ -37,6 +38,7 @@ __all__ = ["main", "merge_command"]
 @click.option("--max-shard-size", metavar="SIZE", help="Largest shard of a folder, e.g. 5GB.  [default: as in BASE]")
 @click.option(
     "--names",
+    type=PATH,
     default="keep",
     show_default=True,
     metavar="keep|hf|mindformers|FILE.json",
