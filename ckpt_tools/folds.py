@@ -89,7 +89,11 @@ class _Folder:
     def run(self) -> None:
         """Add all of the adapter to the plan, or say why not."""
         group = self._adapter.group
-        self._plan.problems += [problem for problem in group.problems if not self._is_allowed_problem(problem)]
+        for problem in group.problems:
+            if self._is_allowed(problem.where):
+                self._drop_unused(problem.where.split(" and "))
+            else:
+                self._plan.problems.append(self._of_adapter(problem))
         self._refuse_methods(group.methods)
         self._drop(group.states, "optimizer state or training scalar")
         self._drop(group.dropped, "a copy or an aid of the training, which the merged model does not need")
@@ -115,7 +119,7 @@ class _Folder:
         try:
             resolution = resolve_names(wanted, self._base.keys())
         except MismatchError as error:
-            self._plan.problems += error.problems
+            self._plan.problems += map(self._of_adapter, error.problems)
             resolution = Resolution({}, "", lambda name: name)
         found = dict(resolution.found)
         for key, names in wanted.items():
@@ -149,12 +153,19 @@ class _Folder:
             self._drop_unused(keys)
             return
         near = near_names(name, self._base)
+        remedy = f"Near names: {', '.join(near)}" if near else "Do base and adapter belong together?"
+        config = self._adapter.config
+        if pair is None and config is not None and config.saves_module(name.rpartition(".")[0]):
+            remedy = (
+                "The training added this layer to the network: save the base with it first, as transformers' "
+                "AutoModelFor... class of the training does (from_pretrained, then save_pretrained)"
+            )
         self._plan.problems.append(
             Problem(
                 f"{self._adapter.path}, {keys[0]}",
                 f"no {name} in the base",
                 "a weight of the base for every key of the adapter",
-                f"Near names: {', '.join(near)}" if near else "Do base and adapter belong together?",
+                remedy,
             )
         )
 
@@ -178,7 +189,7 @@ class _Folder:
         tensors = self._adapter.tensors
         fit = fit_pair(pair, tensors[pair.a].shape, tensors[pair.b].shape, weight.shape)
         if isinstance(fit, Problem):
-            self._plan.problems.append(fit)
+            self._plan.problems.append(self._of_adapter(fit))
             return None
         return fit
 
@@ -294,7 +305,7 @@ class _Folder:
                     where,
                     "a base weight beside its own LoRA matrices: this file holds base and adapter",
                     "an adapter alone",
-                    "Merge it by itself (pet-merge FILE), or leave its base weights out with --allow-unused",
+                    "Merge it by itself: pet-merge FILE",
                 )
             )
         else:
@@ -365,8 +376,8 @@ class _Folder:
     def _is_allowed(self, key: str) -> bool:
         return any(fnmatchcase(key, pattern) for pattern in self._allow_unused)
 
-    def _is_allowed_problem(self, problem: Problem) -> bool:
-        return self._is_allowed(problem.where)
+    def _of_adapter(self, problem: Problem) -> Problem:
+        return replace(problem, where=f"{self._adapter.path}, {problem.where}")
 
 
 def _replaced_and_changed(name: str) -> Problem:

@@ -15,11 +15,12 @@ from peft import LoraConfig, PeftConfig, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft_models import NETWORKS, load_adapted, logits, lora, shake, write_adapter, write_base
 from peft_reference import assert_rounded, assert_speaks_alike, merged_by_peft, read_folder
-from transformers import LlamaConfig, Qwen2MoeConfig
+from transformers import AutoModelForSequenceClassification, LlamaConfig, Qwen2MoeConfig
 
 from ckpt_tools import merge
 from ckpt_tools.cli.common import run
 from ckpt_tools.cli.merge import merge_command
+from surgery.errors import MismatchError
 
 LLAMA = NETWORKS["llama"]
 Refusal = Callable[..., str]
@@ -272,6 +273,24 @@ def test_a_vocabulary_that_grew_is_refused_with_the_way_out(base: Path, tmp_path
     message = refusal(base, tmp_path / "adapter")
     assert "(104, 48)" in message
     assert "Resize the base" in message
+
+
+def test_a_head_that_the_base_lacks_is_refused_with_a_way_out_that_works(base: Path, tmp_path: Path) -> None:
+    """The usual way to a classifier: the base is a language model, and `task_type` has PEFT save the fresh head."""
+    classifier = NETWORKS["llama-classifier"]
+    options = {"num_labels": 3, "pad_token_id": 0, "dtype": torch.float32}
+    model = AutoModelForSequenceClassification.from_pretrained(base, **options)
+    adapted = get_peft_model(model, lora(target_modules=["q_proj"], task_type="SEQ_CLS"))
+    shake(adapted, 2)
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(MismatchError, match=r"no score.weight in the base. The training added this layer"):
+        merge(base, tmp_path / "adapter", output=tmp_path / "merged")
+
+    AutoModelForSequenceClassification.from_pretrained(base, **options).save_pretrained(tmp_path / "with-head")
+    merge(tmp_path / "with-head", tmp_path / "adapter", output=tmp_path / "merged")
+
+    found, expected = logits(classifier.load(tmp_path / "merged")), logits(adapted.eval().double())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_a_lora_bias_without_a_bias_in_the_base_is_refused_as_peft_does(
