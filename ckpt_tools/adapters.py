@@ -15,7 +15,7 @@ from surgery.errors import MismatchError, NonFiniteError, Problem
 from surgery.grouping import LoraGroup, LoraPair, group_lora
 from surgery.scaling import lora_scaling
 
-__all__ = ["Adapter", "Scale", "ScaleOption", "load_adapter", "scale_of"]
+__all__ = ["Adapter", "Scale", "ScaleOption", "load_adapter", "scale_of", "scale_origin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,13 @@ def scale_of(adapter: Adapter, pair: LoraPair) -> Scale:
     if config is None or config.alpha_of(pair.layer) is None:
         raise MismatchError(_unknown_alpha(adapter))
     return Scale(config.scaling(pair.layer, pair.rank), config.alpha_of(pair.layer))
+
+
+def scale_origin(adapter: Adapter) -> str:
+    """The file that the scale is read from; empty where the command line gives it."""
+    option, config = adapter.option, adapter.config
+    is_given = option.scaling is not None or option.alpha is not None
+    return "" if is_given or config is None else config.source
 
 
 def _unknown_alpha(adapter: Adapter) -> Problem:

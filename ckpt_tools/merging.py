@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tools.accounting import BaseKeys, huggingface_config, quantisation_problem, sort_keys
-from ckpt_tools.adapters import Adapter, ScaleOption, load_adapter
+from ckpt_tools.adapters import Adapter, ScaleOption, load_adapter, scale_origin
 from ckpt_tools.destination import check_destination, check_room, destination
 from ckpt_tools.dtypes import BY_NAME, DType
 from ckpt_tools.fingerprint import fingerprint
@@ -221,7 +221,7 @@ class _Draft:
             AdapterReport(
                 path=str(adapter.path),
                 digest=adapter.digest,
-                config=adapter.config.source if adapter.config is not None else "",
+                config=scale_origin(adapter),
                 families=adapter.families,
                 names=rule,
             )

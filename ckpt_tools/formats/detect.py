@@ -56,4 +56,6 @@ def _not_there(path: Path) -> Problem:
         names = []
     near = difflib.get_close_matches(path.name, names)
     likely = " or ".join(str(path.parent / name) for name in near)
-    return Problem(str(path), "no such file or folder", "a checkpoint", f"Is it {likely}" if near else "Check the path")
+    return Problem(
+        str(path), "no such file or folder", "a checkpoint", f"Is it {likely}?" if near else "Check the path"
+    )

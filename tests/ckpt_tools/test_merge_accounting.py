@@ -141,6 +141,16 @@ def test_an_adapter_of_which_all_is_allowed_to_stay_unused_changes_nothing(tmp_p
     assert any("nothing" in warning for warning in report.warnings)
 
 
+def test_half_a_pair_that_may_stay_unused_is_dropped_and_told(tmp_path: Path) -> None:
+    pairs = {**mindpet(factors()), "model.layers.9.attention.wk.mindpet_delta_lora_a": random(0, RANK, 16)}
+    write(tmp_path / "base.ckpt", llama())
+    write(tmp_path / "lora.ckpt", pairs)
+    report = merge(
+        tmp_path / "base.ckpt", tmp_path / "lora.ckpt", output=tmp_path / "out.ckpt", alpha=8, allow_unused=["*.wk.*"]
+    )
+    assert [entry.name for entry in report.dropped] == ["model.layers.9.attention.wk.mindpet_delta_lora_a"]
+
+
 def test_all_problems_of_all_adapters_are_reported_at_once(tmp_path: Path) -> None:
     write(tmp_path / "base.ckpt", llama())
     pairs = mindpet(factors(TARGETS[:1]))
@@ -155,6 +165,15 @@ def test_all_problems_of_all_adapters_are_reported_at_once(tmp_path: Path) -> No
     assert len(text) == 2
     assert "no B for layer model.layers.1.attention.wv" in text[0]
     assert "layers.7" in text[1]
+    assert [problem.where.partition(", ")[0] for problem in caught.value.problems] == [
+        str(tmp_path / name) for name in ("one.ckpt", "two.ckpt")
+    ]
+
+
+def test_shapes_that_do_not_fit_name_the_adapter_and_the_layer(tmp_path: Path) -> None:
+    lora = {"lm_head.lora_a": random(0, RANK, 7), "lm_head.lora_b": random(1, 9, RANK)}
+    (problem,) = refused(tmp_path, llama(), lora).problems
+    assert problem.where == f"{tmp_path / 'lora.ckpt'}, lm_head"
 
 
 def test_a_combined_base_with_an_adapter_beside_it_is_refused(tmp_path: Path) -> None:
@@ -169,6 +188,14 @@ def test_a_combined_file_in_the_place_of_an_adapter_is_refused(tmp_path: Path) -
 
 def scale(report: MergeReport) -> set[tuple[float | None, float | None]]:
     return {(use.alpha, use.scaling) for weight in report.weights for use in weight.adapters}
+
+
+@pytest.mark.parametrize("option", [{"alpha": 8}, {"scaling": 2}])
+def test_no_file_is_named_as_the_origin_of_a_scale_that_was_given(option: dict[str, float], tmp_path: Path) -> None:
+    base = write(tmp_path / "base.safetensors", hugging_face(llama()))
+    write_peft(tmp_path / "lora", peft(factors()))
+    report = merge(base, tmp_path / "lora", output=tmp_path / "out.safetensors", **option)  # type: ignore[arg-type]
+    assert report.adapters[0].config == ""
 
 
 @pytest.fixture

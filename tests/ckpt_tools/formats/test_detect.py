@@ -142,7 +142,7 @@ def missing(path: Path) -> str:
 
 def test_a_missing_path_is_answered_with_near_names(tmp_path: Path) -> None:
     (tmp_path / "llama-7b.ckpt").touch()
-    assert f"Is it {tmp_path / 'llama-7b.ckpt'}" in missing(tmp_path / "lama-7b.ckpt")
+    assert f"Is it {tmp_path / 'llama-7b.ckpt'}?" in missing(tmp_path / "lama-7b.ckpt")
     assert "Is it" not in missing(tmp_path / "zzz")
 
 
