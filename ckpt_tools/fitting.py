@@ -67,9 +67,13 @@ def term_of(pair: LoraPair, a: LazyTensor, b: LazyTensor, scaling: float, fit: F
 
 
 def _misfit(pair: LoraPair, a: Shape, b: Shape, weight: Shape, wanted: Shape) -> Problem:
+    # With a square weight, A (in, rank) and B (rank, out) pass for A and B of a rank as high as the weight.
+    remedy = "The adapter was trained on another base, or one of the two is a slice of a distributed run"
+    if pair.kind == "linear" and a[1] == b[0] and weight in ((b[1], a[0]), (a[0], b[1])):
+        remedy = "Both A and B look transposed: write them transposed"
     return Problem(
         pair.layer or pair.a,
         f"shape {weight} in the base, A {a} and B {b} in the adapter",
         f"a weight of shape {wanted}",
-        "The adapter was trained on another base, or one of the two is a slice of a distributed run",
+        remedy,
     )

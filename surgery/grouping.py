@@ -240,7 +240,8 @@ def _shape_fault(kind: str, a: ParameterName, b: ParameterName, a_shape: Shape, 
             return Problem(where, found, expected)
         if a_shape[0] == b_shape[1]:
             return None
-        transposed = a_shape[1] == b_shape[0]
+        # With a square weight the other axes agree too; the rank is the smaller one.
+        transposed = a_shape[1] == b_shape[0] and a_shape[1] <= min(a_shape[0], b_shape[1])
     remedy = (
         "Both look transposed: write them transposed"
         if transposed
@@ -262,8 +263,9 @@ def _unpaired(parameter: ParameterName, a: ParameterName | None, b: ParameterNam
 def _multihead(pair: LoraPair) -> Problem:
     return Problem(
         pair.a,
-        "an adapter of a torch.nn.MultiheadAttention: PEFT adds B @ A to its out_proj twice, in training as in merging, "
-        "up to version 0.21.2 at least (huggingface/peft, pull request 3774), so what it means depends on the version",
+        "an adapter of a torch.nn.MultiheadAttention: PEFT adds B @ A to its out_proj twice, in training as in "
+        "merging, up to version 0.21.2 at least (huggingface/peft, pull request 3774), so what it means depends on the "
+        "version",
         remedy="Merge it with the version of PEFT that trained it",
     )
 

@@ -12,6 +12,10 @@ from typing import Any
 
 import ckpt_tools
 
+Outcome = tuple[int, str, str]
+Command = Callable[..., Outcome]
+"""A command in the tests' own process: arguments to (exit code, stdout, stderr)."""
+
 PET_MERGE = (sys.executable, "-m", "ckpt_tools.cli.merge")
 _SOURCES = str(Path(ckpt_tools.__file__).parents[1])
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
 from ckpt_bytes import value
-from commands import in_shell, pet_merge
+from commands import Command, in_shell, pet_merge
 from merge_cases import (
     RANK,
     assert_all_merged,
@@ -30,34 +29,10 @@ from merge_cases import (
     write_peft,
 )
 
-from ckpt_tools.cli.common import run
 from ckpt_tools.cli.merge import merge_command
 from surgery.version import __version__
 
 BASE, PAIRS = llama(), factors()
-
-Outcome = tuple[int, str, str]
-Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """pet-merge in this process, in a folder with `base.ckpt` and `lora.ckpt`: (exit code, stdout, stderr)."""
-    save(tmp_path / "base.ckpt", BASE)
-    save(tmp_path / "lora.ckpt", mindpet(PAIRS))
-    monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-
-    def call(*arguments: str) -> Outcome:
-        with pytest.raises(SystemExit) as caught:
-            run(merge_command, list(arguments))
-        captured = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, captured.out, captured.err
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def test_a_merge_prints_a_summary_and_exits_0(command: Command) -> None:
