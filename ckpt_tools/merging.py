@@ -32,6 +32,7 @@ from ckpt_tools.sizes import parse_size
 from ckpt_tools.views import Cast
 from ckpt_tools.write import Outcome, execute
 from surgery.errors import MismatchError, NonFiniteError, Problem, UsageError
+from surgery.ties import untied_settings
 from surgery.version import __version__
 
 __all__ = ["merge"]
@@ -175,7 +176,7 @@ class _Draft:
         config: dict[str, object] = {}
         known = self._inputs.config or {}
         if self._folds.untied:
-            config["tie_word_embeddings"] = False
+            config |= untied_settings(known)
         if self._dtype is not None:
             words = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
             config |= {key: words[self._dtype.name] for key in ("torch_dtype", "dtype") if key in known}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from typing import Any
 
-__all__ = ["tied_names", "tied_partner"]
+__all__ = ["tied_names", "tied_partner", "untied_settings"]
 
 _HEADS = (
     "lm_head.weight",
@@ -101,17 +101,46 @@ def tied_names(
             known to be missing.
 
     Returns:
-        The other names of that weight; of several spellings of an output head the one that transformers 5 uses.
+        The other names of that weight: an encoder's and a decoder's embedding, and of several spellings of an output
+        head the one that transformers 5 uses.
     """
     architectures = (config_json or {}).get("architectures") or ()
     if config_json is None or not any(str(entry).endswith(_WITH_HEAD) for entry in architectures):
         return ()
     for row in _TIED:
-        if name == row[0] and not any(other in present_names for other in row[1:]):
-            heads = [other for other in row[1:] if tied_partner(other, present_names, config_json) == name]
-            is_whisper = any("Whisper" in str(entry) for entry in architectures)
-            return tuple(heads[-1:] if is_whisper else heads[:1])
+        if name != row[0]:
+            continue
+        missing = [other for other in row[1:] if tied_partner(other, present_names, config_json) == name]
+        embeddings = [other for other in missing if other.endswith("embed_tokens.weight")]
+        spellings = [other for other in row[1:] if not other.endswith("embed_tokens.weight")]
+        if any(other in present_names for other in spellings):
+            return tuple(embeddings)
+        is_whisper = any("Whisper" in str(entry) for entry in architectures)
+        head = spellings[-1] if is_whisper else spellings[0]
+        return tuple(other for other in (head, *embeddings) if other in missing)
     return ()
+
+
+def untied_settings(config_json: Mapping[str, Any]) -> dict[str, object]:
+    """What `config.json` has to say where weights that were tied no longer are.
+
+    Args:
+        config_json: The model's `config.json`.
+
+    Returns:
+        The entries to set.
+    """
+    settings: dict[str, object] = {"tie_word_embeddings": False}
+    text = config_json.get("text_config")
+    if isinstance(text, Mapping) and "tie_word_embeddings" in text:
+        settings["text_config"] = {**text, "tie_word_embeddings": False}
+    if config_json.get("model_type") in _SCALING_BY_TIE:
+        settings["scale_decoder_outputs"] = config_json.get("scale_decoder_outputs", True)
+    return settings
+
+
+# T5 scales what goes into its head if the two are tied; transformers 5 has a setting for it, whose default is that tie.
+_SCALING_BY_TIE = frozenset({"t5", "mt5", "umt5", "longt5", "pop2piano", "udop"})
 
 
 def _says_untied(config: Mapping[str, Any]) -> bool:

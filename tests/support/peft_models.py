@@ -177,8 +177,11 @@ def load_adapted(network: Network, base: Path, *adapters: Path) -> PeftModel:
 def logits(model: torch.nn.Module) -> torch.Tensor:
     """What a network says to a few fixed tokens, float64."""
     tokens = torch.tensor([[5, 17, 3, 60, 88, 42, 7, 95], [11, 90, 33, 21, 54, 8, 71, 64]])
+    inputs = {"input_ids": tokens}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = tokens.flip(1)
     with torch.inference_mode():
-        return model(input_ids=tokens).logits.double()
+        return model(**inputs).logits.double()
 
 
 def lora(**options: Any) -> LoraConfig:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from surgery.ties import tied_partner
+from surgery.ties import tied_names, tied_partner, untied_settings
 
 # (missing, present): `_tied_weights_keys` of transformers 5.23, class by class.
 HUGGINGFACE = {
@@ -77,3 +77,42 @@ def test_the_bias_of_berts_decoder_is_tied() -> None:
 )
 def test_what_is_not_tied_has_no_partner(name: str, present: set[str]) -> None:
     assert tied_partner(name, present) is None
+
+
+@pytest.mark.parametrize("architecture", HUGGINGFACE)
+def test_the_head_that_a_checkpoint_leaves_out_is_known_by_its_architecture(architecture: str) -> None:
+    missing, present = HUGGINGFACE[architecture]
+    config = {"architectures": [architecture]}
+    embeddings = tied_names(present, {present}, config)[1:]
+    assert tied_names(present, {present}, config)[0] == missing
+    assert tied_names(present, {present, missing}, config) == embeddings
+    assert tied_names(present, {present}, {**config, "tie_word_embeddings": False}) == embeddings
+    assert tied_names(present, {present}, {"architectures": ["AModelWithoutHead"]}) == ()
+    assert tied_names(present, {present}, None) == ()
+
+
+def test_a_head_under_its_former_name_is_no_missing_head() -> None:
+    config = {"architectures": ["GPTNeoXForCausalLM"]}
+    assert tied_names("gpt_neox.embed_in.weight", {"gpt_neox.embed_in.weight", "embed_out.weight"}, config) == ()
+
+
+def test_an_encoder_and_a_decoder_have_embeddings_that_are_tied_besides_the_head() -> None:
+    config = {"architectures": ["BartForConditionalGeneration"]}
+    embeddings = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
+    assert tied_names("model.shared.weight", {"model.shared.weight"}, config) == ("lm_head.weight", *embeddings)
+    assert tied_names("model.shared.weight", {"model.shared.weight", "lm_head.weight"}, config) == embeddings
+
+
+def test_untying_is_written_where_the_configuration_has_it() -> None:
+    assert untied_settings({}) == {"tie_word_embeddings": False}
+    text = {"hidden_size": 8, "tie_word_embeddings": True}
+    assert untied_settings({"text_config": text}) == {
+        "tie_word_embeddings": False,
+        "text_config": {"hidden_size": 8, "tie_word_embeddings": False},
+    }
+
+
+@pytest.mark.parametrize(("saved", "written"), [({}, True), ({"scale_decoder_outputs": False}, False)])
+def test_t5_still_scales_what_goes_into_its_head(saved: dict[str, Any], written: bool) -> None:
+    settings = untied_settings({"model_type": "t5", **saved})
+    assert settings == {"tie_word_embeddings": False, "scale_decoder_outputs": written}
