@@ -1,0 +1,50 @@
+"""docs/report.md has every field of the report, with the type that it has in JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from pathlib import Path
+
+import pytest
+
+from ckpt_tools import reports
+
+PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+
+HEADINGS = {
+    reports.MergeReport: "Report",
+    reports.AdapterReport: "Adapter",
+    reports.FoldedWeight: "Weight",
+    reports.AdapterUse: "Use",
+    reports.DroppedTensor: "Dropped",
+}
+JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", types.NoneType: "null"}
+
+
+def _json_type(annotation: typing.Any) -> str:
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple:
+        assert arguments[1:] == (...,)
+        return f"array of {_json_type(arguments[0])}"
+    if arguments:
+        return " or ".join(map(_json_type, arguments))
+    heading = HEADINGS.get(annotation)
+    return JSON_TYPES[annotation] if heading is None else f"[{heading}](#{heading.lower()})"
+
+
+def test_every_dataclass_of_the_report_has_a_table() -> None:
+    assert {getattr(reports, name) for name in reports.__all__} == set(HEADINGS)
+
+
+@pytest.mark.parametrize("kind", list(HEADINGS), ids=HEADINGS.get)
+def test_a_table_has_the_fields_in_order_and_their_types(kind: type) -> None:
+    section = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+    table = next(part for part in section if part.startswith(f"{HEADINGS[kind]}\n"))
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", table, re.MULTILINE)
+    annotations = typing.get_type_hints(kind)
+    expected = [(field.name, _json_type(annotations[field.name])) for field in dataclasses.fields(kind)]
+    assert [(name, type_) for name, type_, _ in rows] == expected
+    assert all(meaning.strip() for _, _, meaning in rows)
