@@ -39,11 +39,7 @@ def cast_array(values: np.ndarray, dtype: DType) -> np.ndarray:
     if values.dtype == dtype.numpy:
         return values
     result = np.empty(values.shape, dtype.numpy)
-    if values.dtype == _FLOAT64 or dtype.numpy == _FLOAT64:
-        with np.errstate(over="ignore"):
-            result[...] = _round_to_odd(values) if dtype.numpy == _BFLOAT16 else values
-        return result
-    narrow(widen(values), result)
+    narrow(values if dtype.numpy == _FLOAT64 else widen(values), result)
     return result
 
 
@@ -78,15 +74,19 @@ def widen(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def narrow(values: np.ndarray, out: np.ndarray) -> None:
-    """Round float32 (or float64, into float64) values to the type of `out`.
+    """Round values to the type of `out`, once.
 
     Args:
-        values: C-contiguous float32 of any shape.
+        values: Floats of any shape and strides.
         out: Where to put them; the same shape, any strides.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         if out.dtype == _FLOAT16 and values.dtype == _FLOAT32:
-            _narrow_to_half(values, out)
+            # numpy turns arrays without axes into scalars, which cannot be written to.
+            _narrow_to_half(np.atleast_1d(values), np.atleast_1d(out))
+        elif out.dtype == _BFLOAT16 and values.dtype == _FLOAT64:
+            # ml_dtypes goes through float32, which would round twice.
+            out[...] = _round_to_odd(values)
         else:
             out[...] = values
 

@@ -92,6 +92,8 @@ class LazyTensor(ABC):
     def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
         """The values of a rectangle, C-contiguous, of `dtype.numpy`, with the region's shape.
 
+        The array is the caller's own, who may overwrite it.
+
         Args:
             region: A (start, stop) for each axis, within the shape.
             statistics: Where a fold adds what it measured; kinds that measure nothing ignore it.

@@ -30,7 +30,7 @@ from ckpt_tools.lazy import (
     region_shape,
 )
 
-__all__ = ["Cast", "Concatenated", "Constant", "Reshaped", "Sliced", "Transposed", "reshape"]
+__all__ = ["Cast", "Concatenated", "Constant", "Reshaped", "Sliced", "Transposed", "reshape", "unreshaped"]
 
 
 @final
@@ -56,7 +56,7 @@ class Constant(LazyTensor):
         return self.array.shape
 
     def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
-        return np.ascontiguousarray(self.array[_slices(region)])
+        return _cut(self.array, region)
 
 
 @final
@@ -93,7 +93,8 @@ class Cast(LazyTensor):
 class Reshaped(LazyTensor):
     """The same values in C order under another shape.
 
-    Rows along a first axis that both shapes share are pushed down; any other region reads all of the source.
+    Rows along a first axis that both shapes share are pushed down; any other region reads all of the source. Who reads
+    all of one in stretches reads `unreshaped` instead.
 
     Attributes:
         source: The tensor with the values.
@@ -116,8 +117,7 @@ class Reshaped(LazyTensor):
         if shares_rows and region[1:] == full_region(self.shape[1:]):
             rows = self.source.read((region[0], *full_region(source_shape[1:])), statistics)
             return rows.reshape(region_shape(region))
-        whole = self.source.read(full_region(source_shape), statistics).reshape(self.shape)
-        return np.ascontiguousarray(whole[_slices(region)])
+        return _cut(self.source.read(full_region(source_shape), statistics).reshape(self.shape), region)
 
     def sources(self) -> Iterator[ByteRun]:
         return self.source.sources()
@@ -130,6 +130,13 @@ def reshape(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
     if isinstance(tensor, Stored):
         return Stored(tensor.dtype, shape, tensor.runs)
     return Reshaped(tensor, shape)
+
+
+def unreshaped(tensor: LazyTensor) -> LazyTensor:
+    """The tensor with the same values in C order under the shape in which they are produced."""
+    while isinstance(tensor, Reshaped):
+        tensor = tensor.source
+    return tensor
 
 
 @final
@@ -246,8 +253,9 @@ class Concatenated(LazyTensor):
             yield from part.sources()
 
 
-def _slices(region: Region) -> tuple[slice, ...]:
-    return tuple(slice(start, stop) for start, stop in region)
+def _cut(array: np.ndarray, region: Region) -> np.ndarray:
+    """A copy of a rectangle of an array."""
+    return np.array(array[tuple(slice(start, stop) for start, stop in region)], order="C")
 
 
 def _cut_runs(runs: tuple[ByteRun, ...], start: int, length: int) -> Iterator[ByteRun]:
