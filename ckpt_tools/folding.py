@@ -4,7 +4,8 @@
     DoraMerged   m / ||W + delta|| * (W + delta), along one axis of a matrix
     Added        W + sum of scaling * term, for vectors such as biases
 
-A slice of one is the same slice of W, of the rows of `left` and of the columns of `right`: it reads no more than that.
+A slice of one is the same slice of W, of the rows of `left` and of the columns of `right`: it reads little more than
+that (see `ckpt_tools.tiles`), and has the bits of the slice of the whole.
 """
 
 from __future__ import annotations
@@ -17,19 +18,16 @@ from typing import Any, final
 
 import numpy as np
 
-from ckpt_tools.casts import count_nonfinite, narrow, widen
+from ckpt_tools.casts import widen
 from ckpt_tools.dtypes import BY_NAME, DType
-from ckpt_tools.lazy import ByteRun, LazyTensor, Region, Statistics, full_region
-from surgery.lowrank import column_norms_squared, dora_factor, lora_delta, row_norms_squared
+from ckpt_tools.lazy import ByteRun, LazyTensor, Region, Statistics
+from ckpt_tools.tiles import TileFactors, finish, fold_matrix, whole_columns, whole_rows
+from surgery.lowrank import column_norms_squared, dora_factor, row_norms_squared
 
 __all__ = ["Added", "DoraMerged", "Folded", "LowRankTerm", "Merged", "VectorTerm"]
 
-# A tile stays in a core's second-level cache: three float32 arrays of 32 rows and 2,048 columns are 768 kB.
-_TILE_ROWS = 32
-_TILE_COLUMNS = 2048
-
-# Rows of a whole weight that are folded at a time where a norm has to be known first.
-_NORM_ROWS = 512
+# Rows of a whole weight that are folded at a time where a norm has to be known first: a few megabytes.
+_NORM_ROWS = 64
 
 
 @final
@@ -119,8 +117,9 @@ class Merged(Folded):
     def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
         stored = self.weight.read(region)
         out = stored if stored.dtype == self.dtype.numpy else np.empty(stored.shape, self.dtype.numpy)
-        for term_factors, before, after in _matrices(self.terms, region, stored, out, self.inner):
-            _fold_matrix(term_factors, before, after, None, statistics)
+        if out.size:
+            for index, factors in _matrices(self.weight, self.terms, region, self.inner):
+                fold_matrix(factors, (region[-2], region[-1]), stored[index], out[index], None, statistics)
         return out
 
 
@@ -157,8 +156,9 @@ class DoraMerged(Folded):
         stored = self.weight.read(region)
         factor = np.broadcast_to(factor[:, None] if self.axis == 0 else factor, stored.shape)
         out = stored if stored.dtype == self.dtype.numpy else np.empty(stored.shape, self.dtype.numpy)
-        for term_factors, before, after in _matrices((self.term,), region, stored, out, self.inner):
-            _fold_matrix(term_factors, before, after, factor, statistics)
+        if out.size:
+            for _, factors in _matrices(self.weight, (self.term,), region, self.inner):
+                fold_matrix(factors, (region[0], region[1]), stored, out, factor, statistics)
         return out
 
     def _factor(self) -> np.ndarray:
@@ -206,7 +206,7 @@ class Added(Folded):
             delta += widen(term.values.read(region)).astype(self.inner) * self.inner.type(term.scaling)
         weight = np.array(widen(stored), self.inner)
         out = np.empty(stored.shape, self.dtype.numpy)
-        _finish(stored, weight, weight + delta, out, statistics)
+        finish(stored, weight, np.asarray(weight + delta), out, statistics)
         return out
 
 
@@ -227,99 +227,22 @@ class _Once:
         return _Once, ()
 
 
-_Factors = list[tuple[np.ndarray, np.ndarray, float]]
-
-
 def _matrices(
-    terms: tuple[LowRankTerm, ...], region: Region, stored: np.ndarray, out: np.ndarray, inner: np.dtype[Any]
-) -> Iterator[tuple[_Factors, np.ndarray, np.ndarray]]:
-    """The factors, the weight before and the room for the result, for each matrix that a region cuts."""
+    weight: LazyTensor, terms: tuple[LowRankTerm, ...], region: Region, inner: np.dtype[Any]
+) -> Iterator[tuple[tuple[int, ...], list[TileFactors]]]:
+    """The index in the stack, and each term's factors, of the matrices that a region cuts."""
     *stack, rows, columns = region
     for index in np.ndindex(*(stop - start for start, stop in stack)):
         place = tuple((start + i, start + i + 1) for (start, _), i in zip(stack, index, strict=True))
-        factors = [
-            (_factor(t.left, place, rows, 0, inner), _factor(t.right, place, columns, 1, inner), t.scaling)
-            for t in terms
-        ]
-        yield factors, stored[index], out[index]
+        factors = []
+        for term in terms:
+            rank = (0, term.left.shape[-1])
+            left = _matrix(term.left, (*place, whole_rows(rows, weight.shape[-2]), rank), inner)
+            right = _matrix(term.right, (*place, rank, whole_columns(columns, weight.shape[-1])), inner)
+            factors.append(TileFactors.cut(left, right, term.scaling))
+        yield index, factors
 
 
-def _factor(tensor: LazyTensor, place: Region, span: tuple[int, int], axis: int, inner: np.dtype[Any]) -> np.ndarray:
-    whole = full_region(tensor.shape[-2:])
-    region = (*place, span, whole[1]) if axis == 0 else (*place, whole[0], span)
+def _matrix(tensor: LazyTensor, region: Region, inner: np.dtype[Any]) -> np.ndarray:
     values = widen(tensor.read(region)).astype(inner, copy=False)
     return values.reshape(values.shape[-2:])
-
-
-def _fold_matrix(
-    factors: _Factors, stored: np.ndarray, out: np.ndarray, multiplier: np.ndarray | None, statistics: Statistics | None
-) -> None:
-    """Fold one matrix, tile by tile. `out` may be `stored` itself.
-
-    Args:
-        factors: (left, right, scaling) of each term.
-        stored: The weight before, `(rows, columns)`, of the type it is stored in.
-        out: The result, of the type it is to be stored in.
-        multiplier: DoRA's factor, `(rows, columns)`, or None.
-        statistics: Where to add what is measured.
-    """
-    inner = factors[0][0].dtype
-    rows, columns = stored.shape
-    weight, delta, more = (np.empty(_TILE_ROWS * _TILE_COLUMNS, inner) for _ in range(3))
-    for top in range(0, rows, _TILE_ROWS):
-        for left_edge in range(0, columns, _TILE_COLUMNS):
-            tile = slice(top, min(top + _TILE_ROWS, rows)), slice(left_edge, min(left_edge + _TILE_COLUMNS, columns))
-            before = stored[tile]
-            shape, size = before.shape, before.size
-            w, d, m = (scratch[:size].reshape(shape) for scratch in (weight, delta, more))
-            widen(before, w)
-            left, right, scaling = factors[0]
-            lora_delta(left[tile[0]], right[:, tile[1]], scaling, d)
-            for left, right, scaling in factors[1:]:
-                lora_delta(left[tile[0]], right[:, tile[1]], scaling, m)
-                np.add(d, m, out=d)
-            np.add(w, d, out=m)
-            if multiplier is not None:
-                np.multiply(m, multiplier[tile], out=m)
-                np.subtract(m, w, out=d)
-            _finish(before, w, m, out[tile], statistics, d)
-
-
-def _finish(
-    stored: np.ndarray,
-    weight: np.ndarray,
-    merged: np.ndarray,
-    out: np.ndarray,
-    statistics: Statistics | None,
-    delta: np.ndarray | None = None,
-) -> None:
-    """Round to the output's type, and measure. `out` may be `stored` itself."""
-    if statistics is None:
-        narrow(merged, out)
-        return
-    result = np.empty(merged.shape, out.dtype)
-    narrow(merged, result)
-    before = stored
-    if stored.dtype != out.dtype:
-        before = np.empty(merged.shape, out.dtype)
-        narrow(weight, before)
-    bits = np.dtype(f"u{out.dtype.itemsize}")
-    if delta is None:
-        delta = merged - weight
-    with np.errstate(over="ignore", invalid="ignore"):
-        weight_square, delta_square = _square(weight), _square(delta)
-    statistics.elements += merged.size
-    statistics.weight_square += weight_square
-    statistics.delta_square += delta_square
-    statistics.unchanged += int(np.count_nonzero(before.view(bits) == result.view(bits)))
-    if not np.isfinite(weight_square):
-        statistics.nonfinite_input += count_nonfinite(weight)
-    statistics.nonfinite_output += count_nonfinite(result)
-    out[...] = result
-
-
-def _square(values: np.ndarray) -> float:
-    flat = values.reshape(-1)
-    total = float(np.dot(flat, flat))
-    # Squares of float32 numbers beyond 1e19 overflow where the numbers themselves do not.
-    return total if np.isfinite(total) else float(np.square(flat, dtype=np.float64).sum())
