@@ -34,48 +34,62 @@ _Rule = tuple[str, Callable[[str], str]]
 
 
 def resolve_names(wanted: Mapping[str, tuple[str, ...]], base: Collection[str]) -> Resolution:
-    """Find weights in a base by one rule for all of them.
+    """Find weights in a base by one rule for all of them: the one that finds the most.
+
+    Names as they are spelled, or translated, come before names under another prefix.
 
     Args:
         wanted: Any identifier, to the names that its weight may have, likeliest first.
         base: The names in the base.
 
     Raises:
-        MismatchError: Different rules find all of the names, in different places.
+        MismatchError: Different prefixes find the most names, in different places.
     """
+    spellings = _spellings(wanted, base)
     best = Resolution({}, "", _same)
-    complete: list[Resolution] = []
-    for description, rule in _rules(wanted, base):
-        found = {key: name for key, names in wanted.items() if (name := _first(map(rule, names), base)) is not None}
-        resolution = Resolution(found, description, rule)
-        if len(found) == len(wanted):
-            if not description:
-                return resolution
-            complete.append(resolution)
-        elif len(found) > len(best.found):
-            best = resolution
-    if not complete:
+    for rule in spellings:
+        resolution = _resolved(rule, wanted, base)
+        if len(resolution.found) == len(wanted):
+            return resolution
+        best = max(best, resolution, key=_count)
+    prefixed = [_resolved(rule, wanted, base) for rule in _prefix_rules(spellings, base)]
+    most = max(map(_count, prefixed), default=0)
+    if most <= len(best.found):
         return best
-    others = [other for other in complete[1:] if other.found != complete[0].found]
-    if others:
+    best, *others = (resolution for resolution in prefixed if len(resolution.found) == most)
+    other = next((other for other in others if other.found != best.found), None)
+    if other is not None:
         raise MismatchError(
             Problem(
                 "the adapter's names",
-                f"they fit the base in several ways: {complete[0].rule}, or {others[0].rule}",
+                f"they fit the base in several ways: {best.rule}, or {other.rule}",
                 "one way",
                 "Rename the adapter's keys so that they begin as the base's do",
             )
         )
-    return complete[0]
+    return best
 
 
-def _rules(wanted: Mapping[str, tuple[str, ...]], base: Collection[str]) -> Iterator[_Rule]:
+def _resolved(rule: _Rule, wanted: Mapping[str, tuple[str, ...]], base: Collection[str]) -> Resolution:
+    description, apply = rule
+    found = {key: name for key, names in wanted.items() if (name := _first(map(apply, names), base)) is not None}
+    return Resolution(found, description, apply)
+
+
+def _count(resolution: Resolution) -> int:
+    return len(resolution.found)
+
+
+def _spellings(wanted: Mapping[str, tuple[str, ...]], base: Collection[str]) -> list[_Rule]:
     spellings: list[_Rule] = [("", _same)]
     naming = naming_of(base)
     if naming is not None and naming_of([names[0] for names in wanted.values()]) not in (naming, None):
         translate = to_huggingface if naming == "huggingface" else to_mindformers
         spellings.append((f"translated to {naming} names", translate))
-    yield from spellings
+    return spellings
+
+
+def _prefix_rules(spellings: list[_Rule], base: Collection[str]) -> Iterator[_Rule]:
     prefixes = sorted({name.partition(".")[0] for name in base if "." in name})
     for description, spell in spellings:
         joined = f"{description} and " if description else ""
