@@ -58,11 +58,12 @@ def read_file(path: str | os.PathLike[str]) -> Checkpoint:
     if _looks_like_safetensors(head):
         return read_safetensors(path)
     _refuse_encrypted(head, path)
+    # Before texts: the first value of a .ckpt may well be 123 bytes long, and the file then begins with "\n{".
+    if looks_like_ckpt(head):
+        return read_ckpt(path)
     foreign = _name_foreign(head)
     if foreign is not None:
         raise UnknownFormatError(Problem(str(path), foreign[0], _EXPECTED, foreign[1]))
-    if looks_like_ckpt(head):
-        return read_ckpt(path)
     # Damaged beyond recognition: the reader that the name asks for says best what is wrong.
     suffix = PurePath(path).suffix.lower()
     if suffix == ".safetensors":

@@ -50,6 +50,15 @@ def test_a_file_is_recognised_by_its_content_whatever_its_name(tmp_path: Path, n
     assert open_checkpoint(path).path == path
 
 
+@pytest.mark.parametrize("count", range(1, 150))
+def test_a_ckpt_is_one_whatever_the_length_of_its_first_value(tmp_path: Path, count: int) -> None:
+    # With 123 bytes in its first value a file begins as a JSON text does: "\n{".
+    array = np.ones(count, np.uint8)
+    tensors = [("a", Constant(array, dtype_of(array)))]
+    (tmp_path / "x").write_bytes(materialise(layout_ckpt(tensors), tensors))
+    assert open_checkpoint(tmp_path / "x").format == "ckpt"
+
+
 def test_a_ckpt_with_a_brace_where_the_header_of_safetensors_begins_is_a_ckpt(tmp_path: Path) -> None:
     array = np.ones(2, np.float32)
     for length in range(1, 9):
