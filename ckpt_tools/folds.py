@@ -136,7 +136,8 @@ class _Folder:
 
     def _tied(self, apply: Callable[[str], str], names: tuple[str, ...]) -> str | None:
         """The name of a weight that the base keeps under the name of its tied partner."""
-        for name in map(apply, names):
+        # A base without its first component may have it on the head all the same: GPT-2's first checkpoints do.
+        for name in (*map(apply, names), *names):
             partner = tied_partner(name, self._base.keys(), self._config)
             if partner is not None and partner in self._base:
                 self._plan.untied[name] = partner

@@ -7,6 +7,7 @@ layer belongs to that layer alone: the embedding's update is not the output head
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,12 @@ from ckpt_tools.fingerprint import same_values
 from ckpt_tools.fold_plan import Fold, FoldPlan
 from ckpt_tools.lazy import LazyTensor
 from ckpt_tools.reports import DroppedTensor
-from surgery.ties import tied_names
+from surgery.errors import Problem
+from surgery.ties import may_hide_a_tie, tied_names
 
 __all__ = ["settle_ties"]
+
+_EMBEDDING = re.compile(r"embed|wte|shared", re.IGNORECASE)
 
 
 def settle_ties(plan: FoldPlan, base: Mapping[str, LazyTensor], config: Mapping[str, Any] | None) -> None:
@@ -27,6 +31,7 @@ def settle_ties(plan: FoldPlan, base: Mapping[str, LazyTensor], config: Mapping[
         base: Name to tensor of the base's weights.
         config: The base's Hugging Face `config.json`.
     """
+    _refuse_unknown_ties(plan, base, config)
     groups: dict[str, list[str]] = {}
     for name, saved in plan.untied.items():
         groups.setdefault(saved, []).append(name)
@@ -39,6 +44,21 @@ def settle_ties(plan: FoldPlan, base: Mapping[str, LazyTensor], config: Mapping[
         _settle(plan, saved, groups[saved])
     if plan.untied:
         _untie_the_rest(plan, base, config)
+
+
+def _refuse_unknown_ties(plan: FoldPlan, base: Mapping[str, LazyTensor], config: Mapping[str, Any] | None) -> None:
+    if not may_hide_a_tie(base.keys(), config):
+        return
+    for name, fold in plan.folds.items():
+        if _EMBEDDING.search(name) and (fold.is_copy or any(use.kind == "embedding" for use in fold.uses)):
+            plan.problems.append(
+                Problem(
+                    name,
+                    "an adapter of this embedding, to which the output head may be tied: the base has no head, and its "
+                    "name is not known for this architecture",
+                    remedy="Save the base with a head of its own first (config.tie_word_embeddings = False)",
+                )
+            )
 
 
 def _settle(plan: FoldPlan, saved: str, names: Sequence[str]) -> None:

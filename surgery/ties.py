@@ -5,10 +5,10 @@ The names are those of `_tied_weights_keys` in transformers 5.23 and of its fore
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Any
 
-__all__ = ["tied_names", "tied_partner", "untied_settings"]
+__all__ = ["may_hide_a_tie", "tied_names", "tied_partner", "untied_settings"]
 
 _HEADS = (
     "lm_head.weight",
@@ -104,8 +104,7 @@ def tied_names(
         The other names of that weight: an encoder's and a decoder's embedding, and of several spellings of an output
         head the one that transformers 5 uses.
     """
-    architectures = (config_json or {}).get("architectures") or ()
-    if config_json is None or not any(str(entry).endswith(_WITH_HEAD) for entry in architectures):
+    if config_json is None or not _has_head(config_json):
         return ()
     for row in _TIED:
         if name != row[0]:
@@ -115,10 +114,23 @@ def tied_names(
         spellings = [other for other in row[1:] if not other.endswith("embed_tokens.weight")]
         if any(other in present_names for other in spellings):
             return tuple(embeddings)
-        is_whisper = any("Whisper" in str(entry) for entry in architectures)
+        is_whisper = "Whisper" in str(config_json.get("architectures"))
         head = spellings[-1] if is_whisper else spellings[0]
         return tuple(other for other in (head, *embeddings) if other in missing)
     return ()
+
+
+def may_hide_a_tie(present_names: Collection[str], config_json: Mapping[str, Any] | None) -> bool:
+    """Whether a network's output head may be tied to an embedding under names that are not known.
+
+    It is so where the architecture has a head, the configuration does not untie it, and the checkpoint has neither a
+    head nor an embedding that is known to be tied to one.
+    """
+    if config_json is None or not _has_head(config_json) or _says_untied(config_json):
+        return False
+    if any(name.endswith(_HEADS) for name in present_names):
+        return False
+    return not any(row[0] in present_names for row in _TIED if row[0].endswith("weight"))
 
 
 def untied_settings(config_json: Mapping[str, Any]) -> dict[str, object]:
@@ -141,6 +153,10 @@ def untied_settings(config_json: Mapping[str, Any]) -> dict[str, object]:
 
 # T5 scales what goes into its head if the two are tied; transformers 5 has a setting for it, whose default is that tie.
 _SCALING_BY_TIE = frozenset({"t5", "mt5", "umt5", "longt5", "pop2piano", "udop"})
+
+
+def _has_head(config: Mapping[str, Any]) -> bool:
+    return any(str(entry).endswith(_WITH_HEAD) for entry in config.get("architectures") or ())
 
 
 def _says_untied(config: Mapping[str, Any]) -> bool:

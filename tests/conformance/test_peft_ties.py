@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ckpt_tools import merge
 from ckpt_tools.reports import MergeReport
+from surgery.errors import MismatchError
 
 Bases = Callable[[str, str], Path]
 
@@ -156,3 +158,39 @@ def test_a_saved_embedding_that_was_not_adapted_stays_tied(bases: Bases, tmp_pat
     _shift(adapter, *names)
     _merge_and_compare("qwen2", base, adapter, tmp_path / "merged")
     assert _is_tied("qwen2", tmp_path / "merged")
+
+
+def _without_first_component(name: str, prefix: str, base: Path, folder: Path) -> Path:
+    """A base as the first checkpoints on the Hub were saved."""
+    shutil.copytree(base, folder)
+    tensors = {key.removeprefix(prefix): tensor for key, tensor in read_folder(base).items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    NETWORKS[name].load(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["lm_head", "c_attn", "c_proj"]},
+        {"target_modules": ["wte", "c_attn"]},
+        {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]},
+    ],
+    ids=str,
+)
+def test_gpt2_as_the_hub_has_it_is_untied_too(options: dict[str, Any], bases: Bases, tmp_path: Path) -> None:
+    base = _without_first_component("gpt2", "transformer.", bases("gpt2", "fp32"), tmp_path / "base")
+    adapter = write_adapter(NETWORKS["gpt2"], base, tmp_path / "adapter", lora(**options))
+    merge(base, adapter, output=tmp_path / "merged")
+    assert_speaks_alike(
+        NETWORKS["gpt2"], tmp_path / "merged", logits(load_adapted(NETWORKS["gpt2"], base, adapter)), base
+    )
+    assert not _is_tied("gpt2", tmp_path / "merged")
+
+
+def test_an_embedding_whose_head_is_tied_under_no_known_name_is_refused(bases: Bases, tmp_path: Path) -> None:
+    base = _without_first_component("bert", "bert.", bases("bert", "fp32"), tmp_path / "base")
+    adapter = write_adapter(NETWORKS["bert"], base, tmp_path / "adapter", lora(target_modules=["word_embeddings"]))
+    with pytest.raises(MismatchError, match="the output head may be tied"):
+        merge(base, adapter, output=tmp_path / "merged")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from surgery.ties import tied_names, tied_partner, untied_settings
+from surgery.ties import may_hide_a_tie, tied_names, tied_partner, untied_settings
 
 # (missing, present): `_tied_weights_keys` of transformers 5.23, class by class.
 HUGGINGFACE = {
@@ -116,3 +116,21 @@ def test_untying_is_written_where_the_configuration_has_it() -> None:
 def test_t5_still_scales_what_goes_into_its_head(saved: dict[str, Any], written: bool) -> None:
     settings = untied_settings({"model_type": "t5", **saved})
     assert settings == {"tie_word_embeddings": False, "scale_decoder_outputs": written}
+
+
+@pytest.mark.parametrize(
+    ("present", "config", "expected"),
+    [
+        ({"backbone.tokens.weight"}, {"architectures": ["NewForCausalLM"]}, True),
+        ({"backbone.tokens.weight"}, {"architectures": ["NewForCausalLM"], "tie_word_embeddings": False}, False),
+        ({"backbone.tokens.weight"}, {"architectures": ["NewModel"]}, False),
+        ({"backbone.tokens.weight"}, None, False),
+        ({"backbone.tokens.weight", "lm_head.weight"}, {"architectures": ["NewForCausalLM"]}, False),
+        ({"model.embed_tokens.weight"}, {"architectures": ["NewForCausalLM"]}, False),
+        ({"embeddings.word_embeddings.weight"}, {"architectures": ["BertForMaskedLM"]}, True),
+    ],
+)
+def test_a_tie_may_be_hidden_where_neither_head_nor_embedding_is_known(
+    present: set[str], config: dict[str, Any] | None, expected: bool
+) -> None:
+    assert may_hide_a_tie(present, config) is expected
