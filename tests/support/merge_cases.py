@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from helpers import materialise
 
-from ckpt_tools import open_checkpoint
+from ckpt_tools import MergeReport, open_checkpoint
 from ckpt_tools.dtypes import dtype_of
 from ckpt_tools.formats.ckpt import crc_trailer, layout_ckpt
 from ckpt_tools.formats.safetensors import layout_safetensors
@@ -214,3 +214,24 @@ def contents(path: Path) -> dict[str, bytes]:
     if path.is_file():
         return {"": path.read_bytes()}
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+BASE, PAIRS = llama(), factors()
+TERMS = updates(PAIRS, 2.0)
+HF_TERMS = {hugging_face_name(name): update for name, update in TERMS.items()}
+
+Merge = Callable[..., MergeReport]
+"""The fixture `merged`: merge the adapter of `PAIRS`, with alpha 8, into a base."""
+
+
+def names_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def hf_folder(folder: Path, shards: int = 2, **config: object) -> Path:
+    write_folder(folder, hugging_face(BASE), shards=shards)
+    known = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16", "note": "größer"}
+    (folder / "config.json").write_text(json.dumps(known | config, ensure_ascii=False), encoding="utf-8")
+    (folder / "tokenizer.json").write_bytes(b"\x00tokens")
+    (folder / "README.md").write_text("a model")
+    return folder
