@@ -74,9 +74,9 @@ class _Handles:
             if entry is None:
                 entry = [self._open_unchanged(source), 0]
                 self._open[source] = entry
-                self._close_idle()
             entry[1] += 1
             self._open.move_to_end(source)
+            self._close_idle()
         try:
             yield entry[0]
         finally:
@@ -85,9 +85,12 @@ class _Handles:
 
     def _open_unchanged(self, source: Source) -> int:
         try:
-            descriptor = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
+            # A pipe that took the file's place would block without O_NONBLOCK; to a regular file it means nothing.
+            descriptor = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _changed(source) from error  # it was there before
         except OSError as error:
-            raise InputMissingError(Problem(source.path, (error.strerror or str(error)).lower(), "a file")) from error
+            raise ResourceError(Problem(source.path, (error.strerror or str(error)).lower(), "to open it")) from error
         if _identity(os.fstat(descriptor)) != (source.size, source.mtime_ns, source.inode, source.device):
             os.close(descriptor)
             raise _changed(source)
