@@ -16,6 +16,7 @@ from ckpt_tools.formats.model import FileLayout, NamedTensor
 from ckpt_tools.formats.safetensors import layout_safetensors
 from ckpt_tools.lazy import ByteRun, Region
 from ckpt_tools.sources import Source
+from surgery.version import __version__
 
 __all__ = ["Entry", "OutputBytes", "OutputCopy", "OutputFile", "Plan", "bands"]
 
@@ -110,9 +111,9 @@ class Plan:
         return sum(_entry_size(entry) for entry in self.entries)
 
     def digest(self) -> str:
-        """SHA-256 over everything that decides the output's bytes, the identity of the inputs included."""
+        """SHA-256 over all that decides the output's bytes, the inputs' identity and this project's version too."""
         text = "\n".join(repr(entry) for entry in self.entries)
-        return hashlib.sha256(f"{self.is_folder}\n{text}".encode()).hexdigest()
+        return hashlib.sha256(f"{__version__}\n{self.is_folder}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _entry_size(entry: Entry) -> int:

@@ -22,9 +22,10 @@ from ckpt_tools.formats.model import Payload
 from ckpt_tools.lazy import LazyTensor, Region, Statistics
 from ckpt_tools.linux import preallocate
 from ckpt_tools.memory import Budget
-from ckpt_tools.plan import OutputBytes, OutputFile, Plan, bands
+from ckpt_tools.plan import OutputBytes, OutputCopy, OutputFile, Plan, bands
 from ckpt_tools.progress import SILENT, Progress
-from ckpt_tools.sources import check_unchanged, close_sources, read_exactly
+from ckpt_tools.sources import check_unchanged, close_sources
+from ckpt_tools.views import unreshaped
 from surgery.errors import Problem, ResourceError
 
 __all__ = ["Outcome", "execute"]
@@ -103,11 +104,12 @@ def _write_entries(plan: Plan, workspace: Workspace, budget: Budget, progress: P
     jobs: list[_FileJob] = []
     for entry in plan.entries:
         if isinstance(entry, OutputFile):
-            if workspace.is_complete(entry.name):
-                outcome.statistics.update(_load_statistics(workspace, entry.name))
-                outcome.resumed.append(entry.name)
-            else:
+            measured = _load_statistics(workspace, entry.name) if workspace.is_complete(entry.name) else None
+            if measured is None:
                 jobs.append(_FileJob(entry, workspace, budget, progress))
+            else:
+                outcome.statistics.update(measured)
+                outcome.resumed.append(entry.name)
     progress.start(sum(job.size for job in jobs), "writing")
     stop = threading.Event()
     with ThreadPoolExecutor(budget.threads, thread_name_prefix="write") as pool:
@@ -124,11 +126,8 @@ def _write_entries(plan: Plan, workspace: Workspace, budget: Budget, progress: P
         outcome.statistics.update(job.statistics())
         outcome.bytes_written += job.size
     for entry in plan.entries:
-        if isinstance(entry, OutputFile):
-            continue
-        data = entry.data if isinstance(entry, OutputBytes) else bytes(read_exactly(entry.source, 0, entry.source.size))
-        _write_small(workspace, entry.name, data)
-        outcome.bytes_written += len(data)
+        if not isinstance(entry, OutputFile):
+            outcome.bytes_written += _write_companion(workspace, entry)
 
 
 def _run_bounded(
@@ -138,8 +137,13 @@ def _run_bounded(
     running: set[Future[None]] = set()
 
     def guarded(task: Callable[[], None]) -> None:
-        if not stop.is_set():
+        if stop.is_set():
+            return
+        try:
             task()
+        except BaseException:
+            stop.set()
+            raise
 
     for task in tasks:
         if len(running) >= limit:
@@ -151,14 +155,19 @@ def _run_bounded(
         future.result()
 
 
-def _write_small(workspace: Workspace, name: str, data: bytes) -> None:
-    part = workspace.part(name)
+def _write_companion(workspace: Workspace, entry: OutputBytes | OutputCopy) -> int:
+    part = workspace.part(entry.name)
     part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("xb") as file:
-        file.write(data)
-        file.flush()
+    with part.open("xb", buffering=0) as file:
+        if isinstance(entry, OutputBytes):
+            size = len(entry.data)
+            write_at(file.fileno(), memoryview(entry.data), 0)
+        else:
+            size = entry.source.size
+            copy_range(Copy(entry.source, 0, 0, size), file.fileno())
         os.fsync(file.fileno())
-    workspace.complete(name)
+    workspace.complete(entry.name)
+    return size
 
 
 class _FileJob:
@@ -170,7 +179,7 @@ class _FileJob:
         self._budget = budget
         self._progress = progress
         self._layout = entry.layout()
-        self.size = self._layout.size
+        self.size = self._layout.size + (len(crc_trailer(0)) if entry.crc else 0)
         self._lock = threading.Lock()
         self._descriptor = -1
         self._open_tasks = 0
@@ -213,7 +222,7 @@ class _FileJob:
 
     def _finish(self) -> None:
         if self._entry.crc:
-            _append_crc(self._descriptor, self.size)
+            self._progress.advance(_append_crc(self._descriptor, self._layout.size))
         os.fsync(self._descriptor)
         self.close()
         _save_statistics(self._workspace, self._entry.name, self.statistics())
@@ -231,8 +240,9 @@ class _FileJob:
             if runs is not None:
                 copies.extend(copies_of(tensor, payloads))
                 continue
-            for number, region in enumerate(bands(tensor.shape, self._budget.band_elements)):
-                yield self._band_task(name, tensor, payloads, number, region)
+            computed = unreshaped(tensor)
+            for number, region in enumerate(bands(computed.shape, self._budget.band_elements)):
+                yield self._band_task(name, computed, payloads, number, region)
         for pieces in group(coalesce(copies)):
             yield self._copy_task(pieces)
 
@@ -283,13 +293,14 @@ def _flat_start(shape: tuple[int, ...], region: Region) -> int:
     return flat
 
 
-def _append_crc(descriptor: int, size: int) -> None:
+def _append_crc(descriptor: int, size: int) -> int:
     crc, done = 0, 0
-    while done < size:
-        data = os.pread(descriptor, min(_CRC_CHUNK, size - done), done)
+    while done < size and (data := os.pread(descriptor, min(_CRC_CHUNK, size - done), done)):
         crc = zlib.crc32(data, crc)
         done += len(data)
-    write_at(descriptor, memoryview(crc_trailer(crc)), size)
+    trailer = crc_trailer(crc)
+    write_at(descriptor, memoryview(trailer), size)
+    return len(trailer)
 
 
 def _statistics_file(workspace: Workspace, name: str) -> Path:
@@ -301,6 +312,10 @@ def _save_statistics(workspace: Workspace, name: str, statistics: Mapping[str, S
     _statistics_file(workspace, name).write_text(text)
 
 
-def _load_statistics(workspace: Workspace, name: str) -> dict[str, Statistics]:
-    loaded = json.loads(_statistics_file(workspace, name).read_text())
-    return {tensor: Statistics(**measured) for tensor, measured in loaded.items()}
+def _load_statistics(workspace: Workspace, name: str) -> dict[str, Statistics] | None:
+    """What was measured when a file was written; None where a crash of the machine lost it."""
+    try:
+        loaded = json.loads(_statistics_file(workspace, name).read_text())
+        return {tensor: Statistics(**measured) for tensor, measured in loaded.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
