@@ -76,7 +76,11 @@ class Workspace:
             if not rename_exchange(new, self.output):
                 old = self.folder / "replaced"
                 self.output.rename(old)
-                new.rename(self.output)
+                try:
+                    new.rename(self.output)
+                except OSError:
+                    old.rename(self.output)
+                    raise
         else:
             new.replace(self.output)
         sync_folder(self.output.parent)
@@ -105,7 +109,7 @@ def claim_output(output: Path, digest: str, *, is_folder: bool, force: bool) -> 
         OutputLockedError: Another run is writing it.
         ResourceError: The folder cannot be made or written to.
     """
-    output = output.parent.resolve() / output.name
+    output = Path(os.path.realpath(output.parent)) / output.name  # unlike resolve(), fine with a circle of links
     if not force:
         refuse_existing(output)
     hidden = output.parent / f".{output.name}.pet-surgery"
@@ -121,9 +125,7 @@ def claim_output(output: Path, digest: str, *, is_folder: bool, force: bool) -> 
             shutil.rmtree(hidden, ignore_errors=True)
             os.close(descriptor)
     finally:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+        _remove_empty(made)
 
 
 def refuse_existing(output: Path) -> None:
@@ -157,12 +159,20 @@ def _exists(output: Path) -> OutputExistsError:
 
 def _make_folders(folder: Path) -> list[Path]:
     """Make a folder and those above it; returns those that were missing, deepest first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing: list[Path] = []
     try:
+        missing += [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        _remove_empty(missing)
         raise _refused(folder, error) from error
     return missing
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _lock(hidden: Path) -> int:
@@ -203,7 +213,7 @@ def _is_still(path: Path, descriptor: int) -> bool:
 def _prepare(workspace: Workspace, digest: str) -> None:
     marker = workspace.folder / _DIGEST_FILE
     try:
-        if not (marker.is_file() and marker.read_text() == digest):
+        if not (marker.is_file() and marker.read_bytes() == digest.encode()):
             for path in workspace.folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         for path in workspace.content.rglob("*" + _PART):
