@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from surgery.errors import Problem, ResourceError
+from surgery.errors import Problem, ResourceError, UsageError
 
 __all__ = ["Budget", "default_threads", "make_budget"]
 
@@ -52,10 +52,13 @@ def make_budget(threads: int | None = None, max_memory: int | None = None) -> Bu
             smallest band need more.
 
     Raises:
+        UsageError: Fewer threads than one.
         ResourceError: The limit leaves no room for a single thread.
     """
-    wanted = threads or default_threads()
-    room = (max_memory or _DEFAULT_BYTES) - _BASE_BYTES
+    wanted = default_threads() if threads is None else threads
+    if wanted < 1:
+        raise UsageError(Problem("--threads", str(wanted), "at least 1"))
+    room = (_DEFAULT_BYTES if max_memory is None else max_memory) - _BASE_BYTES
     smallest = _SMALLEST_BAND * _BYTES_PER_BAND_ELEMENT
     if max_memory is not None:
         if room < smallest:
