@@ -11,6 +11,7 @@ from ckpt_tools.formats import Checkpoint, index_json, index_name, plan_shards, 
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.plan import Entry, OutputBytes, OutputCopy, OutputFile, Plan
 from ckpt_tools.sources import open_source
+from surgery.documents import read_json
 from surgery.errors import Problem, UsageError
 
 __all__ = ["Changes", "OutputOptions", "default_output", "plan_output"]
@@ -127,7 +128,7 @@ def _companions(base: Checkpoint, changes: Changes) -> list[Entry]:
     for companion in base.companions:
         source = open_source(base.path / companion)
         if companion.name == "config.json" and changes.config:
-            config = json.loads((base.path / companion).read_text())
+            config = read_json(base.path / companion)
             text = json.dumps({**config, **changes.config}, indent=2, ensure_ascii=False)
             entries.append(OutputBytes(str(companion), text.encode() + b"\n"))
         else:

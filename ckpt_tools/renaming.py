@@ -56,7 +56,8 @@ def rename_tensors(tensors: Sequence[NamedTensor], names: str) -> tuple[list[Nam
             )
     else:
         table = load_name_map(names)
-        unknown = [name for name in table if name not in set(old_names)]
+        known = set(old_names)
+        unknown = [name for name in table if name not in known]
         if unknown:
             found = "a name that the checkpoint does not have"
             raise MismatchError(Problem(f"{names}, {name}", found) for name in unknown)

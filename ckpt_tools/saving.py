@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ckpt_tools.dtypes import dtype_of
+from ckpt_tools.dtypes import BY_NAME, dtype_of
 from ckpt_tools.lazy import LazyTensor
 from ckpt_tools.plan import OutputFile, Plan
 from ckpt_tools.views import Constant
 from ckpt_tools.write import execute
-from surgery.errors import Problem, UsageError
+from surgery.errors import MismatchError, Problem, UsageError
 
 __all__ = ["save_checkpoint"]
 
@@ -36,7 +36,7 @@ def save_checkpoint(
         force: Replace an existing file.
 
     Raises:
-        UsageError: The suffix is another one, or there is metadata for a `.ckpt`.
+        UsageError: The suffix is another one, or there is metadata for a `.ckpt` or a CRC for a `.safetensors`.
         MismatchError: An element type is one that the format does not have.
         OutputExistsError: The file exists and `force` is not set.
         ResourceError: The disk is full, or an I/O call failed.
@@ -47,8 +47,17 @@ def save_checkpoint(
         raise UsageError(Problem(str(path), f"suffix {path.suffix or '(none)'}", ".ckpt or .safetensors"))
     if metadata and format == "ckpt":
         raise UsageError(Problem(str(path), "metadata for a .ckpt, which has no place for it", "a .safetensors file"))
-    named = tuple(
-        (name, value if isinstance(value, LazyTensor) else Constant(value, dtype_of(value)))
-        for name, value in tensors.items()
-    )
+    if crc and format != "ckpt":
+        raise UsageError(Problem(str(path), "a CRC for a .safetensors, which has no place for it", "a .ckpt file"))
+    named = tuple((name, _lazy(name, value)) for name, value in tensors.items())
     execute(Plan(path, False, (OutputFile(path.name, format, named, dict(metadata or {}), crc),)), force=force)
+
+
+def _lazy(name: str, value: np.ndarray | LazyTensor) -> LazyTensor:
+    if isinstance(value, LazyTensor):
+        return value
+    try:
+        return Constant(value, dtype_of(value))
+    except KeyError:
+        found = f"elements of numpy's type {value.dtype.str}"
+        raise MismatchError(Problem(name, found, "one of " + ", ".join(BY_NAME), "Cast the array")) from None
