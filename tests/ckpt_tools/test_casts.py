@@ -117,7 +117,7 @@ def doubles_that_trap_two_roundings(draw: st.DrawFn, name: str) -> float:
 
 @pytest.mark.parametrize("name", ["fp16", "bf16"])
 @pytest.mark.parametrize("by", ["cast_array", "narrow"])
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_doubles_are_rounded_once(name: str, by: str, data: st.DataObject) -> None:
     element = st.one_of(doubles_that_trap_two_roundings(name), st.floats())

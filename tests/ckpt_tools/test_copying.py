@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_tools import copying
@@ -146,6 +146,7 @@ def bytes_of(found: list[Copy]) -> list[tuple[Source, int, int]]:
     return [(copy.source, copy.source_offset + i, copy.offset + i) for copy in found for i in range(copy.length)]
 
 
+@settings(deadline=None)
 @given(copies())
 def test_joining_copies_keeps_every_byte_and_leaves_nothing_to_join(found: list[Copy]) -> None:
     joined = list(coalesce(found))
@@ -156,6 +157,7 @@ def test_joining_copies_keeps_every_byte_and_leaves_nothing_to_join(found: list[
         assert not (first.source == second.source and follows and first.offset + first.length == second.offset)
 
 
+@settings(deadline=None)
 @given(copies(), st.integers(1, 60))
 def test_groups_hold_every_byte_and_are_of_one_size(found: list[Copy], size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -167,6 +169,7 @@ def test_groups_hold_every_byte_and_are_of_one_size(found: list[Copy], size: int
     assert all(0 < held <= size for held in sizes[-1:])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=5), st.lists(st.integers(1, 9), max_size=5))
 def test_stretches_are_cut_where_the_input_or_the_output_is_cut(lengths: list[int], cuts: list[int]) -> None:
     runs = tuple(ByteRun(A, 100 * number, length) for number, length in enumerate(lengths))

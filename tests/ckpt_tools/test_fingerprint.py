@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lazy_cases import sliced, stored
 
@@ -24,6 +24,7 @@ def lazy(array: np.ndarray) -> Constant:
     return Constant(np.asarray(array), dtype_of(np.asarray(array)))
 
 
+@settings(deadline=None)
 @given(SHAPES)
 def test_windows_lie_within_the_tensor_and_hold_its_first_and_its_last_element(shape: tuple[int, ...]) -> None:
     places = np.arange(np.prod(shape, dtype=int)).reshape(shape)

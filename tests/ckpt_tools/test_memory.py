@@ -6,7 +6,7 @@ import itertools
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_tools.memory import Budget, default_threads, make_budget
@@ -15,6 +15,7 @@ from surgery.errors import ResourceError, UsageError
 LEAST = Budget(1, 2**17).peak_bytes
 
 
+@settings(deadline=None)
 @given(st.none() | st.integers(1, 300), st.integers(LEAST, 2**40))
 def test_a_limit_is_kept_and_threads_go_before_it_is_broken(threads: int | None, limit: int) -> None:
     budget = make_budget(threads, limit)
@@ -23,6 +24,7 @@ def test_a_limit_is_kept_and_threads_go_before_it_is_broken(threads: int | None,
     assert 2**17 <= budget.band_elements <= 4 * 2**20
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300))
 def test_without_a_limit_every_thread_works(threads: int) -> None:
     budget = make_budget(threads)

@@ -90,6 +90,7 @@ def test_a_slice_of_dora_has_the_bits_of_the_slice_of_the_whole(axis: int, data:
         assert_same_bits(fold, whole, data.draw(regions(shape)))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))
 def test_whole_tiles_hold_the_slice_and_end_with_the_matrix(first: int, second: int, third: int) -> None:
     start, stop, count = sorted((first, second, third))

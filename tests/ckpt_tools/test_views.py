@@ -10,7 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lazy_cases import DTYPES, Case, cases, regions, shapes, sliced, stored
 
@@ -40,7 +40,7 @@ def assert_reads(tensor: LazyTensor, array: np.ndarray, region: tuple[tuple[int,
     assert found.tobytes() == expected.tobytes()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_region_of_any_nest_of_views_is_the_slice_of_its_array(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def test_a_region_of_any_nest_of_views_is_the_slice_of_its_array(data: st.DataOb
         close_sources()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_byte_runs_are_the_bytes_of_the_array_in_order(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def _bytes(run: object) -> range:
     return range(run.offset, run.offset + run.length)  # type: ignore[attr-defined]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_pickled_view_reads_the_same_and_prints_the_same(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +82,7 @@ def test_a_pickled_view_reads_the_same_and_prints_the_same(data: st.DataObject) 
         close_sources()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_what_was_read_is_the_callers_own(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
