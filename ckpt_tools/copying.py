@@ -9,12 +9,16 @@ from dataclasses import dataclass
 
 from ckpt_tools.formats.model import Payload
 from ckpt_tools.lazy import LazyTensor
+from ckpt_tools.linux import start_writeback
 from ckpt_tools.sources import Source, opened, read_exactly
 
-__all__ = ["Copy", "coalesce", "copies_of", "copy_range", "group", "write_at"]
+__all__ = ["WRITEBACK_BYTES", "Copy", "coalesce", "copies_of", "copy_range", "group", "write_at"]
 
 _COPY_CHUNK = 16 * 2**20
-_PLAIN_CHUNK = 4 * 2**20
+_PLAIN_CHUNK = 2**20
+
+WRITEBACK_BYTES = 2**20
+"""Less is left for fsync: a call for every small tensor would cost more than it gains."""
 
 # What copy_file_range answers where it cannot do the job and plain reads and writes can.
 _NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY, errno.EPERM}
@@ -106,6 +110,8 @@ def copy_range(piece: Copy, target: int) -> None:
             if count == 0:
                 break
             done += count
+    if done >= WRITEBACK_BYTES:
+        start_writeback(target, piece.offset, done)
     # Plain reads and writes: what the kernel could not copy, and the proof that the source ended early.
     while done < piece.length:
         length = min(piece.length - done, _PLAIN_CHUNK)

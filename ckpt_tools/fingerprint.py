@@ -14,8 +14,7 @@ import numpy as np
 from blake3 import blake3
 
 from ckpt_tools.casts import count_nonfinite, widen
-from ckpt_tools.lazy import LazyTensor, Region
-from ckpt_tools.plan import bands
+from ckpt_tools.lazy import LazyTensor, Region, bands
 
 __all__ = ["content_digest", "fingerprint", "same_values", "sample_regions"]
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from ckpt_tools.casts import widen
 from ckpt_tools.dtypes import BY_NAME, DType
-from ckpt_tools.lazy import ByteRun, LazyTensor, Region, Statistics
-from ckpt_tools.tiles import TileFactors, finish, fold_matrix, whole_columns, whole_rows
+from ckpt_tools.lazy import ByteRun, LazyTensor, Region, Statistics, region_shape
+from ckpt_tools.tiles import TileFactors, finish, fold_matrix, row_spans, whole_columns, whole_rows
 from surgery.lowrank import column_norms_squared, dora_factor, row_norms_squared
 
 __all__ = ["Added", "DoraMerged", "Folded", "LowRankTerm", "Merged", "VectorTerm"]
@@ -79,6 +79,18 @@ class Folded(LazyTensor):
         return self.inner_dtype.numpy
 
     @abstractmethod
+    def pieces(self, region: Region, statistics: Statistics | None = None) -> Iterator[np.ndarray]:
+        """As of any tensor; the factors are read once for all of them."""
+
+    def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
+        out = np.empty(region_shape(region), self.dtype.numpy)
+        flat, done = out.reshape(-1), 0
+        for piece in self.pieces(region, statistics):
+            flat[done : done + piece.size] = piece.reshape(-1)
+            done += piece.size
+        return out
+
+    @abstractmethod
     def with_dtype(self, dtype: DType) -> Folded:
         """The same fold, rounded to another type instead: still one rounding."""
 
@@ -114,13 +126,8 @@ class Merged(Folded):
         for term in self.terms:
             yield from (term.left, term.right)
 
-    def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
-        stored = self.weight.read(region)
-        out = stored if stored.dtype == self.dtype.numpy else np.empty(stored.shape, self.dtype.numpy)
-        if out.size:
-            for index, factors in _matrices(self.weight, self.terms, region, self.inner):
-                fold_matrix(factors, (region[-2], region[-1]), stored[index], out[index], None, statistics)
-        return out
+    def pieces(self, region: Region, statistics: Statistics | None = None) -> Iterator[np.ndarray]:
+        return _fold(self, self.terms, region, None, statistics)
 
 
 @final
@@ -151,15 +158,10 @@ class DoraMerged(Folded):
     def parts(self) -> Iterator[LazyTensor]:
         yield from (self.weight, self.term.left, self.term.right, self.magnitude)
 
-    def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
-        factor = self._once.get(self._factor)[slice(*region[self.axis])]
-        stored = self.weight.read(region)
-        factor = np.broadcast_to(factor[:, None] if self.axis == 0 else factor, stored.shape)
-        out = stored if stored.dtype == self.dtype.numpy else np.empty(stored.shape, self.dtype.numpy)
-        if out.size:
-            for _, factors in _matrices(self.weight, (self.term,), region, self.inner):
-                fold_matrix(factors, (region[0], region[1]), stored, out, factor, statistics)
-        return out
+    def pieces(self, region: Region, statistics: Statistics | None = None) -> Iterator[np.ndarray]:
+        factor = self._once.get(self._factor)
+        factor = np.broadcast_to(factor[:, None] if self.axis == 0 else factor, self.weight.shape)
+        return _fold(self, (self.term,), region, factor, statistics)
 
     def _factor(self) -> np.ndarray:
         rows, columns = self.weight.shape
@@ -199,7 +201,7 @@ class Added(Folded):
         for term in self.terms:
             yield term.values
 
-    def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
+    def pieces(self, region: Region, statistics: Statistics | None = None) -> Iterator[np.ndarray]:
         stored = self.weight.read(region)
         delta = np.zeros(stored.shape, self.inner)
         for term in self.terms:
@@ -207,7 +209,7 @@ class Added(Folded):
         weight = np.array(widen(stored), self.inner)
         out = np.empty(stored.shape, self.dtype.numpy)
         finish(stored, weight, np.asarray(weight + delta), out, statistics)
-        return out
+        yield out
 
 
 class _Once:
@@ -227,20 +229,53 @@ class _Once:
         return _Once, ()
 
 
-def _matrices(
-    weight: LazyTensor, terms: tuple[LowRankTerm, ...], region: Region, inner: np.dtype[Any]
-) -> Iterator[tuple[tuple[int, ...], list[TileFactors]]]:
-    """The index in the stack, and each term's factors, of the matrices that a region cuts."""
+def _fold(
+    tensor: Merged | DoraMerged,
+    terms: tuple[LowRankTerm, ...],
+    region: Region,
+    multiplier: np.ndarray | None,
+    statistics: Statistics | None,
+) -> Iterator[np.ndarray]:
+    """Fold a slice of a matrix or of a stack of matrices, a few tiles at a time.
+
+    Args:
+        tensor: What is folded.
+        terms: What is added to its weight.
+        region: The slice.
+        multiplier: DoRA's factor, of the weight's shape, or None.
+        statistics: Where to add what is measured.
+    """
+    if any(start >= stop for start, stop in region):
+        return
+    weight = tensor.weight
     *stack, rows, columns = region
     for index in np.ndindex(*(stop - start for start, stop in stack)):
         place = tuple((start + i, start + i + 1) for (start, _), i in zip(stack, index, strict=True))
-        factors = []
-        for term in terms:
-            rank = (0, term.left.shape[-1])
-            left = _matrix(term.left, (*place, whole_rows(rows, weight.shape[-2]), rank), inner)
-            right = _matrix(term.right, (*place, rank, whole_columns(columns, weight.shape[-1])), inner)
-            factors.append(TileFactors.cut(left, right, term.scaling))
-        yield index, factors
+        factors = [_factors(term, place, rows, columns, weight.shape, tensor.inner) for term in terms]
+        first_row = whole_rows(rows, weight.shape[-2])[0]
+        for span in row_spans(rows, columns[1] - columns[0], weight.dtype.itemsize):
+            stored = weight.read((*place, span, columns))
+            stored = stored.reshape(stored.shape[-2:])
+            out = np.empty(stored.shape, tensor.dtype.numpy)
+            above = whole_rows(span, weight.shape[-2])[0] - first_row
+            factor = None if multiplier is None else multiplier[slice(*span), slice(*columns)]
+            fold_matrix([term.below(above) for term in factors], (span, columns), stored, out, factor, statistics)
+            yield out
+
+
+def _factors(
+    term: LowRankTerm,
+    place: Region,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    shape: tuple[int, ...],
+    inner: np.dtype[Any],
+) -> TileFactors:
+    """A term's factors for all tiles that some rows and columns of one matrix meet."""
+    rank = (0, term.left.shape[-1])
+    left = _matrix(term.left, (*place, whole_rows(rows, shape[-2]), rank), inner)
+    right = _matrix(term.right, (*place, rank, whole_columns(columns, shape[-1])), inner)
+    return TileFactors.cut(left, right, term.scaling)
 
 
 def _matrix(tensor: LazyTensor, region: Region, inner: np.dtype[Any]) -> np.ndarray:

@@ -20,7 +20,23 @@ import numpy as np
 from ckpt_tools.dtypes import DType
 from ckpt_tools.sources import Source, read_into
 
-__all__ = ["ByteRun", "LazyTensor", "Region", "Statistics", "Stored", "byte_stretches", "full_region", "region_shape"]
+__all__ = [
+    "ByteRun",
+    "LazyTensor",
+    "Region",
+    "Statistics",
+    "Stored",
+    "bands",
+    "byte_stretches",
+    "full_region",
+    "region_shape",
+]
+
+# Rows of a fold's tile: a stretch that ends within one would leave a small tile behind.
+_ALIGNED_ROWS = 32
+
+# What is read, computed and written in one go stays in a core's second-level cache.
+_PIECE_BYTES = 2**19
 
 Region = tuple[tuple[int, int], ...]
 """A rectangle: a half-open (start, stop) for each axis."""
@@ -103,6 +119,17 @@ class LazyTensor(ABC):
             InputChangedError: A file is shorter than it was when it was opened.
         """
 
+    def pieces(self, region: Region, statistics: Statistics | None = None) -> Iterator[np.ndarray]:
+        """The values of a rectangle in arrays of about 512 KiB, which follow each other in C order.
+
+        Args:
+            region: As for `read`.
+            statistics: As for `read`.
+        """
+        for piece in bands(region_shape(region), _PIECE_BYTES // self.dtype.itemsize):
+            place = tuple((low + start, low + stop) for (low, _), (start, stop) in zip(region, piece, strict=True))
+            yield self.read(place, statistics)
+
     def byte_runs(self) -> tuple[ByteRun, ...] | None:
         """The bytes of files that, one behind the other, are this tensor in C order; None where it must be computed."""
         return None
@@ -182,3 +209,27 @@ def byte_stretches(shape: tuple[int, ...], region: Region, itemsize: int) -> Ite
     for index in np.ndindex(*(stop - start for start, stop in region[: split - 1])):
         base = sum((region[axis][0] + i) * strides[axis] for axis, i in enumerate(index))
         yield base + low * inner, (high - low) * inner
+
+
+def bands(shape: tuple[int, ...], max_elements: int) -> Iterator[Region]:
+    """Cut a tensor into stretches that follow each other in C order.
+
+    Args:
+        shape: The tensor's shape.
+        max_elements: Elements in a stretch at most, unless a single row of the last axis is longer.
+    """
+    if not shape:
+        yield ()
+        return
+    inner = math.prod(shape[1:])
+    if inner > max_elements and len(shape) > 2:
+        for index in range(shape[0]):
+            for rest in bands(shape[1:], max_elements):
+                yield ((index, index + 1), *rest)
+        return
+    step = max(1, max_elements // max(inner, 1))
+    if step > _ALIGNED_ROWS:
+        step -= step % _ALIGNED_ROWS
+    whole = tuple((0, size) for size in shape[1:])
+    for start in range(0, shape[0], step):
+        yield ((start, min(start + step, shape[0])), *whole)

@@ -1,4 +1,4 @@
-"""The two Linux calls that Python does not offer: fallocate without emulation, and renames with flags."""
+"""Linux calls that Python does not offer: fallocate without emulation, early writeback, renames with flags."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["preallocate", "rename_exchange", "rename_new"]
+__all__ = ["preallocate", "rename_exchange", "rename_new", "start_writeback"]
 
 _AT_FDCWD = -100
+_SYNC_FILE_RANGE_WRITE = 2
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
@@ -38,6 +39,16 @@ def preallocate(descriptor: int, size: int) -> None:
         if code not in _UNSUPPORTED and code != errno.EINTR:
             raise OSError(code, os.strerror(code))
     os.ftruncate(descriptor, size)
+
+
+def start_writeback(descriptor: int, offset: int, length: int) -> None:
+    """Let the disk begin with some bytes of a file, so that little is left to do when the file is synced.
+
+    A hint: where it is refused, fsync does all of the work.
+    """
+    if hasattr(_libc(), "sync_file_range"):
+        call = _libc().sync_file_range
+        call(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
 
 
 def rename_new(old: Path, new: Path) -> bool:

@@ -29,7 +29,7 @@ from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.renaming import rename_tensors
 from ckpt_tools.reports import AdapterReport, DroppedTensor, FoldedWeight, MergeReport
 from ckpt_tools.sizes import parse_size
-from ckpt_tools.views import Cast
+from ckpt_tools.views import Cast, Checked
 from ckpt_tools.write import Outcome, execute
 from surgery.errors import MismatchError, NonFiniteError, Problem, UsageError
 from surgery.ties import untied_settings
@@ -125,7 +125,8 @@ def merge(
     if problems:
         raise MismatchError(problems)
     base_fingerprint = fingerprint(inputs.weights)
-    draft = _Draft(inputs, folds, None if dtype == "keep" else BY_NAME[dtype], base_fingerprint)
+    target = None if dtype == "keep" else BY_NAME[dtype]
+    draft = _Draft(inputs, folds, target, base_fingerprint, check_finite=not allow_nonfinite)
     tensors, renamed = rename_tensors(draft.tensors(), names)
     path = destination(output) if output is not None else default_output(inputs.base, format, "merged")
     size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
@@ -133,9 +134,9 @@ def merge(
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
     check_destination(plan, [inputs.base.path, *(adapter.path for adapter in inputs.adapters)], force=force)
     report = draft.report(plan, budget, renamed)
+    check_room(path, report.bytes_written, report.free_disk_bytes)
     if dry_run:
         return replace(report, dry_run=True, seconds=time.monotonic() - started)
-    check_room(path, report.bytes_written, report.free_disk_bytes)
 
     def approve(outcome: Outcome) -> None:
         if not allow_nonfinite:
@@ -150,7 +151,10 @@ def merge(
 class _Draft:
     """The output of a merge on its way from folds to a plan and a report."""
 
-    def __init__(self, inputs: _Inputs, folds: FoldPlan, dtype: DType | None, base_fingerprint: str) -> None:
+    def __init__(
+        self, inputs: _Inputs, folds: FoldPlan, dtype: DType | None, base_fingerprint: str, *, check_finite: bool
+    ) -> None:
+        self._check_finite = check_finite
         self._inputs = inputs
         self._folds = folds
         self._dtype = dtype
@@ -166,7 +170,10 @@ class _Draft:
         target = self._target(tensor)
         if name in self._folds.folds:
             return self._folds.folds[name].result(target)
-        return tensor if tensor.dtype == target else Cast(tensor, target)
+        if tensor.dtype != target:
+            return Cast(tensor, target)
+        # Without the check, the kernel copies the bytes, which nobody sees.
+        return Checked(tensor) if self._check_finite and tensor.dtype.is_float else tensor
 
     def _target(self, tensor: LazyTensor) -> DType:
         return self._dtype if self._dtype is not None and tensor.dtype.is_float else tensor.dtype

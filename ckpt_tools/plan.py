@@ -6,7 +6,6 @@ Plans are pure: making, printing, digesting and pickling one does no I/O. `ckpt_
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +13,11 @@ from pathlib import Path
 from ckpt_tools.formats.ckpt import crc_trailer, layout_ckpt
 from ckpt_tools.formats.model import FileLayout, NamedTensor
 from ckpt_tools.formats.safetensors import layout_safetensors
-from ckpt_tools.lazy import ByteRun, Region
+from ckpt_tools.lazy import ByteRun
 from ckpt_tools.sources import Source
 from surgery.version import __version__
 
-__all__ = ["Entry", "OutputBytes", "OutputCopy", "OutputFile", "Plan", "bands"]
-
-
-# Rows of a fold's tile: a stretch that ends within one would leave a small tile behind.
-_ALIGNED_ROWS = 32
+__all__ = ["Entry", "OutputBytes", "OutputCopy", "OutputFile", "Plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,27 +126,3 @@ def _union(runs: set[ByteRun]) -> int:
         total += max(0, end - max(run.offset, last_end))
         last_end = max(last_end, end)
     return total
-
-
-def bands(shape: tuple[int, ...], max_elements: int) -> Iterator[Region]:
-    """Cut a tensor into stretches that follow each other in C order.
-
-    Args:
-        shape: The tensor's shape.
-        max_elements: Elements in a stretch at most, unless a single row of the last axis is longer.
-    """
-    if not shape:
-        yield ()
-        return
-    inner = math.prod(shape[1:])
-    if inner > max_elements and len(shape) > 2:
-        for index in range(shape[0]):
-            for rest in bands(shape[1:], max_elements):
-                yield ((index, index + 1), *rest)
-        return
-    step = max(1, max_elements // max(inner, 1))
-    if step > _ALIGNED_ROWS:
-        step -= step % _ALIGNED_ROWS
-    whole = tuple((0, size) for size in shape[1:])
-    for start in range(0, shape[0], step):
-        yield ((start, min(start + step, shape[0])), *whole)

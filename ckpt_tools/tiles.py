@@ -8,22 +8,37 @@ whatever slice is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from ckpt_tools.casts import count_nonfinite, narrow, widen
+from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.lazy import Statistics
 from surgery.lowrank import lora_delta
 
-__all__ = ["TileFactors", "finish", "fold_matrix", "whole_columns", "whole_rows"]
+__all__ = ["TileFactors", "finish", "fold_matrix", "row_spans", "whole_columns", "whole_rows"]
 
 Span = tuple[int, int]
 
 # A tile stays in a core's second-level cache: three float32 arrays of 32 rows and 2,048 columns are 768 kB.
 _TILE_ROWS = 32
 _TILE_COLUMNS = 2048
+
+
+# Below such a sum of squares, of up to 2**53 elements added up in float32, none rounds to Inf.
+_HARMLESS_SQUARE = {
+    dtype.numpy: 0.25 * float(ml_dtypes.finfo(dtype.numpy).max) ** 2
+    for dtype in BY_NAME.values()
+    if dtype.is_float and dtype.itemsize < 4
+}
+_HARMLESS_SQUARE |= {np.dtype(np.float32): np.inf, np.dtype(np.float64): np.inf}
+
+# What is read, folded and written in one go: from cache to cache.
+_SPAN_BYTES = 2**19
 
 
 def whole_rows(rows: Span, count: int) -> Span:
@@ -34,6 +49,22 @@ def whole_rows(rows: Span, count: int) -> Span:
 def whole_columns(columns: Span, count: int) -> Span:
     """The columns of all tiles that some columns of a matrix of `count` columns meet."""
     return _whole(columns, _TILE_COLUMNS, count)
+
+
+def row_spans(rows: Span, columns: int, itemsize: int) -> Iterator[Span]:
+    """Rows of a matrix in spans that end with a tile and hold about 512 KiB.
+
+    Args:
+        rows: The rows.
+        columns: Elements of a row that are read.
+        itemsize: Bytes of an element.
+    """
+    start, stop = rows
+    height = max(_SPAN_BYTES // (columns * itemsize * _TILE_ROWS), 1) * _TILE_ROWS
+    while start < stop:
+        end = min(start - start % _TILE_ROWS + height, stop)
+        yield start, end
+        start = end
 
 
 def _whole(span: Span, tile: int, count: int) -> Span:
@@ -55,9 +86,16 @@ class TileFactors:
     right: tuple[np.ndarray, ...]
     scaling: float
 
+    def below(self, rows: int) -> TileFactors:
+        """The factors without those of the first rows, which are whole tiles."""
+        return TileFactors(self.left[rows:], self.right, self.scaling)
+
     @classmethod
     def cut(cls, left: np.ndarray, right: np.ndarray, scaling: float) -> TileFactors:
         """Factors of whole tiles, `(rows, rank)` and `(rank, columns)`, cut into tiles."""
+        if math.frexp(scaling)[0] in (0.5, -0.5):
+            # A power of two scales without rounding, wherever it is applied: here once instead of in each tile.
+            left, scaling = left * left.dtype.type(scaling), 1.0
         starts = range(0, right.shape[1], _TILE_COLUMNS)
         # Each packed: how a matrix lies in memory may change the way that a product of it takes.
         tiles = tuple(np.ascontiguousarray(right[:, start : start + _TILE_COLUMNS]) for start in starts)
@@ -72,13 +110,13 @@ def fold_matrix(
     multiplier: np.ndarray | None,
     statistics: Statistics | None,
 ) -> None:
-    """Fold a slice of one matrix, tile by tile. `out` may be `stored` itself.
+    """Fold a slice of one matrix, tile by tile.
 
     Args:
         factors: Those of each term, for `whole_rows` and `whole_columns` of the place.
         place: The rows and columns of the matrix that the slice is.
         stored: The slice of the weight before, in the type it is stored in.
-        out: The result, in the type it is to be stored in.
+        out: Where to put the result, in the type it is to be stored in; not where `stored` lies.
         multiplier: DoRA's factor, of the slice's shape, or None.
         statistics: Where to add what is measured.
     """
@@ -123,38 +161,36 @@ def finish(
     statistics: Statistics | None,
     delta: np.ndarray | None = None,
 ) -> None:
-    """Round to the output's type, and measure. `out` may be `stored` itself.
+    """Round to the output's type, and measure.
 
     Args:
         stored: The weight before, in the type it is stored in.
         weight: The same, in the type that is computed in.
         merged: The weight after, in that type.
-        out: Where to put it, rounded.
+        out: Where to put it, rounded; not where `stored` lies.
         statistics: Where to add what is measured.
         delta: The difference of the two, where it is known.
     """
+    narrow(merged, out)
     if statistics is None:
-        narrow(merged, out)
         return
-    result = np.empty(merged.shape, out.dtype)
-    narrow(merged, result)
     before = stored
     if stored.dtype != out.dtype:
         before = np.empty(merged.shape, out.dtype)
         narrow(weight, before)
     bits = np.dtype(f"u{out.dtype.itemsize}")
-    if delta is None:
-        delta = merged - weight
     with np.errstate(over="ignore", invalid="ignore"):
-        weight_square, delta_square = _square(weight), _square(delta)
+        weight_square, delta_square = _square(weight), _square(merged - weight if delta is None else delta)
+        merged_square = _square(merged)
     statistics.elements += merged.size
     statistics.weight_square += weight_square
     statistics.delta_square += delta_square
-    statistics.unchanged += int(np.count_nonzero(before.view(bits) == result.view(bits)))
+    statistics.unchanged += int(np.count_nonzero(before.view(bits) == out.view(bits)))
     if not np.isfinite(weight_square):
         statistics.nonfinite_input += count_nonfinite(weight)
-    statistics.nonfinite_output += count_nonfinite(result)
-    out[...] = result
+    # No element is larger than the root of the sum of all squares, so most tiles need not be looked at again.
+    if not merged_square < _HARMLESS_SQUARE[out.dtype]:
+        statistics.nonfinite_output += count_nonfinite(np.ascontiguousarray(out))
 
 
 def _square(values: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 Constant       an array held in memory
 Cast           another element type
+Checked        the same values, of which those that are not finite are counted
 Reshaped       the same values under another shape
 Transposed     the last two axes exchanged
 Sliced         a rectangle
@@ -30,7 +31,7 @@ from ckpt_tools.lazy import (
     region_shape,
 )
 
-__all__ = ["Cast", "Concatenated", "Constant", "Reshaped", "Sliced", "Transposed", "reshape", "unreshaped"]
+__all__ = ["Cast", "Checked", "Concatenated", "Constant", "Reshaped", "Sliced", "Transposed", "reshape", "unreshaped"]
 
 
 @final
@@ -83,6 +84,35 @@ class Cast(LazyTensor):
             statistics.nonfinite_input += count_nonfinite(values)
             statistics.nonfinite_output += count_nonfinite(result)
         return result
+
+    def sources(self) -> Iterator[ByteRun]:
+        return self.source.sources()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Checked(LazyTensor):
+    """Another tensor's values; what of them is NaN or Inf is counted on the way.
+
+    Attributes:
+        source: The tensor with the values, of a float type.
+    """
+
+    source: LazyTensor
+
+    @property
+    def dtype(self) -> DType:  # type: ignore[override]  # derived from the source
+        return self.source.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]  # derived from the source
+        return self.source.shape
+
+    def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
+        values = self.source.read(region, statistics)
+        if statistics is not None:
+            statistics.nonfinite_input += count_nonfinite(values)
+        return values
 
     def sources(self) -> Iterator[ByteRun]:
         return self.source.sources()

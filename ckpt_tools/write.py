@@ -16,13 +16,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ckpt_tools.atomic import Workspace, claim_output
-from ckpt_tools.copying import Copy, coalesce, copies_of, copy_range, group, write_at
+from ckpt_tools.copying import WRITEBACK_BYTES, Copy, coalesce, copies_of, copy_range, group, write_at
 from ckpt_tools.formats.ckpt import crc_trailer
 from ckpt_tools.formats.model import Payload
-from ckpt_tools.lazy import LazyTensor, Region, Statistics
-from ckpt_tools.linux import preallocate
+from ckpt_tools.lazy import LazyTensor, Region, Statistics, bands
+from ckpt_tools.linux import preallocate, start_writeback
 from ckpt_tools.memory import Budget
-from ckpt_tools.plan import OutputBytes, OutputCopy, OutputFile, Plan, bands
+from ckpt_tools.plan import OutputBytes, OutputCopy, OutputFile, Plan
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.sources import check_unchanged, close_sources
 from ckpt_tools.views import unreshaped
@@ -256,15 +256,17 @@ class _FileJob:
     ) -> Callable[[], int]:
         def compute() -> int:
             statistics = Statistics()
+            begin = end = _flat_start(tensor.shape, region) * tensor.dtype.itemsize
             # What overflows is counted by name, and told by whoever approves the outcome.
             with np.errstate(over="ignore", invalid="ignore"):
-                values = tensor.read(region, statistics)
-            data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-            start = _flat_start(tensor.shape, region) * tensor.dtype.itemsize
-            _write_content(self._descriptor, payloads, start, data)
+                for values in tensor.pieces(region, statistics):
+                    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+                    _write_content(self._descriptor, payloads, end, data)
+                    end += len(data)
+            _start_writeback(self._descriptor, payloads, begin, end)
             with self._lock:
                 self._measured.setdefault(name, []).append((number, statistics))
-            return len(data)
+            return end - begin
 
         return compute
 
@@ -277,13 +279,25 @@ class _FileJob:
         return copy
 
 
-def _write_content(descriptor: int, payloads: list[Payload], start: int, data: memoryview) -> None:
-    """Write bytes of a tensor's content, from byte `start` of it on, to where the file keeps them."""
-    stop = start + len(data)
+def _places(payloads: list[Payload], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Where a file keeps the bytes `start` to `stop` of a tensor's content: (file offset, first byte, end)."""
     for payload in payloads:
         low, high = max(start, payload.start), min(stop, payload.stop)
         if low < high:
-            write_at(descriptor, data[low - start : high - start], payload.offset + low - payload.start)
+            yield payload.offset + low - payload.start, low, high
+
+
+def _write_content(descriptor: int, payloads: list[Payload], start: int, data: memoryview) -> None:
+    """Write bytes of a tensor's content, from byte `start` of it on, to where the file keeps them."""
+    for offset, low, high in _places(payloads, start, start + len(data)):
+        write_at(descriptor, data[low - start : high - start], offset)
+
+
+def _start_writeback(descriptor: int, payloads: list[Payload], start: int, stop: int) -> None:
+    """Let the disk begin with bytes of a tensor's content that were written."""
+    for offset, low, high in _places(payloads, start, stop):
+        if high - low >= WRITEBACK_BYTES:
+            start_writeback(descriptor, offset, high - low)
 
 
 def _flat_start(shape: tuple[int, ...], region: Region) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import signal
@@ -60,6 +61,8 @@ def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
     Errors that a user can mend are one paragraph on stderr; only a bug has a traceback.
     """
     _occupy_standard_descriptors()
+    # A process of seconds leaves no cycles worth collecting, and each collection walks all of numpy and the plan.
+    gc.disable()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no error
     signal.signal(signal.SIGTERM, _terminate)

@@ -15,8 +15,7 @@ from merge_cases import Update, assert_merged
 
 from ckpt_tools.dtypes import BY_NAME, dtype_of
 from ckpt_tools.folding import Added, DoraMerged, Folded, LowRankTerm, Merged, VectorTerm
-from ckpt_tools.lazy import LazyTensor, Statistics
-from ckpt_tools.plan import bands
+from ckpt_tools.lazy import LazyTensor, Statistics, bands
 from ckpt_tools.views import Cast, Constant, Transposed
 
 DTYPES = ("fp16", "bf16", "fp32", "fp64")

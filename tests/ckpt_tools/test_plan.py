@@ -18,8 +18,8 @@ from lazy_cases import sliced, stored
 from ckpt_tools.dtypes import BY_NAME, dtype_of
 from ckpt_tools.folding import LowRankTerm, Merged
 from ckpt_tools.formats.model import NamedTensor
-from ckpt_tools.lazy import ByteRun, Stored
-from ckpt_tools.plan import Entry, OutputBytes, OutputCopy, OutputFile, Plan, bands
+from ckpt_tools.lazy import ByteRun, Stored, bands
+from ckpt_tools.plan import Entry, OutputBytes, OutputCopy, OutputFile, Plan
 from ckpt_tools.sources import open_source
 from ckpt_tools.views import Cast, Constant, Sliced
 from ckpt_tools.write import execute
