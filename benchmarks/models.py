@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ckpt_tools.casts import cast_array
-from ckpt_tools.dtypes import BY_NAME, DType
-from ckpt_tools.lazy import LazyTensor, Region, Statistics, region_shape
 from ckpt_tools.saving import save_checkpoint
+from ckpt_tools.tensors.casts import cast_array
+from ckpt_tools.tensors.dtypes import BY_NAME, DType
+from ckpt_tools.tensors.lazy import LazyTensor, Region, Statistics, region_shape
 
 
 @dataclass(frozen=True, slots=True)

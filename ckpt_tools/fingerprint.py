@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 from blake3 import blake3
 
-from ckpt_tools.casts import count_nonfinite, widen
-from ckpt_tools.lazy import LazyTensor, Region, bands
+from ckpt_tools.tensors.casts import count_nonfinite, widen
+from ckpt_tools.tensors.lazy import LazyTensor, Region, bands
 
 __all__ = ["content_digest", "fingerprint", "same_values", "sample_regions"]
 

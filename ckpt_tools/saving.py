@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ckpt_tools.dtypes import BY_NAME, dtype_of
-from ckpt_tools.lazy import LazyTensor
-from ckpt_tools.plan import OutputFile, Plan
-from ckpt_tools.views import Constant
-from ckpt_tools.write import execute
+from ckpt_tools.tensors.dtypes import BY_NAME, dtype_of
+from ckpt_tools.tensors.lazy import LazyTensor
+from ckpt_tools.tensors.views import Constant
+from ckpt_tools.writing.plan import OutputFile, Plan
+from ckpt_tools.writing.write import execute
 from surgery.errors import MismatchError, Problem, UsageError
 
 __all__ = ["save_checkpoint"]

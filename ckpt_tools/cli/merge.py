@@ -94,7 +94,9 @@ def merge_command(
     """  # noqa: D301 - click reads \b as "keep these lines"
     from ckpt_tools.cli.summary import summarise
     from ckpt_tools.merging import merge
+    from ckpt_tools.writing.linux import keep_freed_memory
 
+    keep_freed_memory()
     progress = make_progress(quiet)
     report = merge(
         base,

@@ -16,7 +16,7 @@ from ckpt_tools.formats.ckpt_values import CRC_MAGIC, TRAILER_BYTES, Trailer, Va
 from ckpt_tools.formats.ckpt_wire import WireReader
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.progress import SILENT, Progress
-from ckpt_tools.sources import Source, open_source, read_exactly, read_into
+from ckpt_tools.tensors.sources import Source, open_source, read_exactly, read_into
 from surgery.errors import CorruptInputError, EncryptedInputError, Problem, UnknownFormatError
 
 __all__ = [

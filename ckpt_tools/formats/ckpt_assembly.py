@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_tools.dtypes import BY_MINDSPORE_NAME, DType
 from ckpt_tools.formats.ckpt_layout import SLICE_BYTES
 from ckpt_tools.formats.ckpt_values import Value, ValueProblems, quote_name
-from ckpt_tools.lazy import ByteRun, Stored
-from ckpt_tools.sources import Source, read_exactly
+from ckpt_tools.tensors.dtypes import BY_MINDSPORE_NAME, DType
+from ckpt_tools.tensors.lazy import ByteRun, Stored
+from ckpt_tools.tensors.sources import Source, read_exactly
 from surgery.errors import CorruptInputError, Problem, UnknownFormatError
 
 __all__ = ["TensorAssembly"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ckpt_tools.formats.ckpt_values import CRC_MAGIC, quote_name
 from ckpt_tools.formats.model import FileLayout, NamedTensor, Payload
-from ckpt_tools.lazy import LazyTensor
+from ckpt_tools.tensors.lazy import LazyTensor
 from surgery.errors import MismatchError, Problem
 
 __all__ = ["SLICE_BYTES", "crc_trailer", "layout_ckpt"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckpt_tools.sources import Source, read_exactly
+from ckpt_tools.tensors.sources import Source, read_exactly
 from surgery.errors import CorruptInputError, Problem
 
 __all__ = ["LENGTH", "VARINT", "WireField", "WireReader"]

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from ckpt_tools.formats.ckpt_values import quote_name
 from ckpt_tools.formats.folder import Listing, locate
 from ckpt_tools.formats.strict_json import MAX_JSON_BYTES, parse_json
-from ckpt_tools.sources import open_source, read_exactly
+from ckpt_tools.tensors.sources import open_source, read_exactly
 from surgery.errors import CorruptInputError, Problem, UnknownFormatError
 
 __all__ = ["INDEX_SUFFIX", "NAME_MAP", "Index", "find_index", "read_index"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckpt_tools.lazy import LazyTensor, Stored
-from ckpt_tools.sources import Source
+from ckpt_tools.tensors.lazy import LazyTensor, Stored
+from ckpt_tools.tensors.sources import Source
 
 __all__ = ["Checkpoint", "FileLayout", "NamedTensor", "Payload"]
 

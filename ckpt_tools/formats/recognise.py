@@ -9,7 +9,7 @@ from pathlib import PurePath
 from ckpt_tools.formats.ckpt import looks_like_ckpt, read_ckpt
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.formats.safetensors import LENGTH_BYTES, MAX_HEADER_BYTES, read_safetensors
-from ckpt_tools.sources import open_source, read_exactly
+from ckpt_tools.tensors.sources import open_source, read_exactly
 from surgery.errors import CorruptInputError, EncryptedInputError, Problem, UnknownFormatError
 
 __all__ = ["PICKLE_REMEDY", "read_file"]

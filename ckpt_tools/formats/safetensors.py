@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from ckpt_tools.dtypes import BY_SAFETENSORS_NAME
 from ckpt_tools.formats.ckpt_values import quote_name
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.formats.safetensors_layout import (
@@ -30,8 +29,9 @@ from ckpt_tools.formats.safetensors_layout import (
     layout_safetensors,
 )
 from ckpt_tools.formats.strict_json import parse_json
-from ckpt_tools.lazy import ByteRun, Stored
-from ckpt_tools.sources import Source, open_source, read_exactly
+from ckpt_tools.tensors.dtypes import BY_SAFETENSORS_NAME
+from ckpt_tools.tensors.lazy import ByteRun, Stored
+from ckpt_tools.tensors.sources import Source, open_source, read_exactly
 from surgery.errors import CorruptInputError, Problem, UnknownFormatError
 
 __all__ = ["LENGTH_BYTES", "MAX_HEADER_BYTES", "layout_safetensors", "read_safetensors"]

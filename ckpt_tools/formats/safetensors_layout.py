@@ -8,10 +8,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ckpt_tools.dtypes import BY_NAME, DType
 from ckpt_tools.formats.ckpt_values import quote_name
 from ckpt_tools.formats.model import FileLayout, NamedTensor, Payload
 from ckpt_tools.formats.strict_json import MAX_JSON_BYTES, is_encodable
+from ckpt_tools.tensors.dtypes import BY_NAME, DType
 from surgery.errors import MismatchError, Problem
 
 __all__ = [

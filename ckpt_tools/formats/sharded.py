@@ -29,8 +29,8 @@ from ckpt_tools.formats.index import NAME_MAP, Index, find_index, read_index
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.formats.recognise import PICKLE_REMEDY, read_file
 from ckpt_tools.formats.sharding import index_json, index_name, plan_shards, weights_name
-from ckpt_tools.lazy import Stored
-from ckpt_tools.sources import open_source, read_exactly
+from ckpt_tools.tensors.lazy import Stored
+from ckpt_tools.tensors.sources import open_source, read_exactly
 from surgery.errors import CorruptInputError, InputMissingError, Problem, UnknownFormatError
 
 __all__ = ["index_json", "index_name", "plan_shards", "read_folder", "weights_name"]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from lazy_cases import sliced, stored
 
 from ckpt_tools import fingerprint as module
-from ckpt_tools.dtypes import BY_NAME, dtype_of
 from ckpt_tools.fingerprint import content_digest, fingerprint, same_values, sample_regions
-from ckpt_tools.lazy import LazyTensor, Region, Statistics, region_shape
-from ckpt_tools.views import Constant, Reshaped
+from ckpt_tools.tensors.dtypes import BY_NAME, dtype_of
+from ckpt_tools.tensors.lazy import LazyTensor, Region, Statistics, region_shape
+from ckpt_tools.tensors.views import Constant, Reshaped
 
 SHAPES = st.lists(st.integers(1, 40), max_size=4).map(tuple)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.renaming import rename_tensors
-from ckpt_tools.views import Constant
+from ckpt_tools.tensors.dtypes import BY_NAME
+from ckpt_tools.tensors.views import Constant
 from surgery.errors import CorruptInputError, InputMissingError, MismatchError
 
 HF = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight", "lm_head.weight"]

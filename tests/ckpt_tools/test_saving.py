@@ -11,9 +11,9 @@ import safetensors.numpy
 from lazy_cases import stored
 
 from ckpt_tools import open_checkpoint
-from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.saving import save_checkpoint
-from ckpt_tools.views import Cast
+from ckpt_tools.tensors.dtypes import BY_NAME
+from ckpt_tools.tensors.views import Cast
 from surgery.errors import MismatchError, OutputExistsError, UsageError
 
 ARRAYS = {

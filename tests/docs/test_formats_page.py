@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tools.dtypes import BY_NAME
+from ckpt_tools.tensors.dtypes import BY_NAME
 from surgery import Role, classify, to_huggingface, to_mindformers
 
 PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")

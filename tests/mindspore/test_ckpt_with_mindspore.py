@@ -19,10 +19,10 @@ from mindspore import Parameter, Tensor
 from mindspore.train import serialization
 from mindspore.train.checkpoint_pb2 import Checkpoint as ProtobufCheckpoint
 
-from ckpt_tools.dtypes import BY_MINDSPORE_NAME, BY_NAME
 from ckpt_tools.formats.ckpt import check_crc, crc_trailer, layout_ckpt, read_ckpt
 from ckpt_tools.formats.model import NamedTensor
-from ckpt_tools.views import Constant
+from ckpt_tools.tensors.dtypes import BY_MINDSPORE_NAME, BY_NAME
+from ckpt_tools.tensors.views import Constant
 from surgery.errors import CorruptInputError, EncryptedInputError
 
 LOADED = {

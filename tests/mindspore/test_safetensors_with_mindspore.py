@@ -14,10 +14,10 @@ from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 from mindspore.train.node_strategy_pb2 import ParallelStrategyMap
 
-from ckpt_tools.dtypes import BY_NAME, dtype_of
 from ckpt_tools.formats import index_json, index_name, layout_safetensors, open_checkpoint, plan_shards
 from ckpt_tools.formats.model import NamedTensor
-from ckpt_tools.views import Constant
+from ckpt_tools.tensors.dtypes import BY_NAME, dtype_of
+from ckpt_tools.tensors.views import Constant
 
 MINDSPORE_TYPES = {
     "bool": mindspore.bool_,

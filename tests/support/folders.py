@@ -10,9 +10,9 @@ import numpy as np
 from helpers import materialise
 from hostile import small_file
 
-from ckpt_tools.dtypes import dtype_of
 from ckpt_tools.formats.ckpt import layout_ckpt
-from ckpt_tools.views import Constant
+from ckpt_tools.tensors.dtypes import dtype_of
+from ckpt_tools.tensors.views import Constant
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from ckpt_tools.dtypes import BY_NAME, DType, dtype_of
-from ckpt_tools.lazy import ByteRun, LazyTensor, Region, Stored, region_shape
-from ckpt_tools.sources import open_source
-from ckpt_tools.views import Cast, Concatenated, Constant, Sliced, Transposed, reshape
+from ckpt_tools.tensors.dtypes import BY_NAME, DType, dtype_of
+from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Region, Stored, region_shape
+from ckpt_tools.tensors.sources import open_source
+from ckpt_tools.tensors.views import Cast, Concatenated, Constant, Sliced, Transposed, reshape
 
 Case = tuple[LazyTensor, np.ndarray]
 

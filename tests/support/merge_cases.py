@@ -14,10 +14,10 @@ import numpy as np
 from helpers import materialise
 
 from ckpt_tools import MergeReport, open_checkpoint
-from ckpt_tools.dtypes import dtype_of
 from ckpt_tools.formats.ckpt import crc_trailer, layout_ckpt
 from ckpt_tools.formats.safetensors import layout_safetensors
-from ckpt_tools.views import Constant
+from ckpt_tools.tensors.dtypes import dtype_of
+from ckpt_tools.tensors.views import Constant
 
 HIDDEN, INNER, VOCABULARY, RANK = 16, 24, 40, 4
 MANTISSA_BITS = {"fp16": 10, "bf16": 7, "fp32": 23, "fp64": 52}

@@ -12,9 +12,9 @@ import pytest
 from helpers import materialise
 from hostile import small_file
 
-from ckpt_tools.dtypes import dtype_of
 from ckpt_tools.formats import layout_ckpt, open_checkpoint
-from ckpt_tools.views import Constant
+from ckpt_tools.tensors.dtypes import dtype_of
+from ckpt_tools.tensors.views import Constant
 from surgery.errors import CorruptInputError, EncryptedInputError, InputMissingError, UnknownFormatError
 
 SAFETENSORS = small_file({"a": np.ones(2)})

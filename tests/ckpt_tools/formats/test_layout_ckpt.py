@@ -13,11 +13,11 @@ from helpers import materialise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_tools.dtypes import BY_NAME, DType
 from ckpt_tools.formats.ckpt import SLICE_BYTES, layout_ckpt, read_ckpt
 from ckpt_tools.formats.model import NamedTensor
-from ckpt_tools.lazy import Stored
-from ckpt_tools.views import Constant
+from ckpt_tools.tensors.dtypes import BY_NAME, DType
+from ckpt_tools.tensors.lazy import Stored
+from ckpt_tools.tensors.views import Constant
 from surgery.errors import MismatchError
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import safetensors.numpy
 from helpers import materialise
 
-from ckpt_tools.dtypes import dtype_of
 from ckpt_tools.formats import index_json, index_name, layout_ckpt, layout_safetensors, open_checkpoint, plan_shards
 from ckpt_tools.formats.model import NamedTensor
-from ckpt_tools.views import Constant
+from ckpt_tools.tensors.dtypes import dtype_of
+from ckpt_tools.tensors.views import Constant
 from surgery.errors import PetSurgeryError
 
 ARRAYS: dict[str, np.ndarray] = {

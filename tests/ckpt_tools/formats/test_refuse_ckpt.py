@@ -11,7 +11,7 @@ import pytest
 from ckpt_bytes import field, floats, tensor, value, varint
 
 from ckpt_tools.formats.ckpt import check_crc, crc_trailer, looks_like_ckpt, read_ckpt
-from ckpt_tools.sources import open_source
+from ckpt_tools.tensors.sources import open_source
 from surgery.errors import CorruptInputError, EncryptedInputError, InputMissingError, UnknownFormatError
 
 ONE = b"\x00\x00\x80\x3f"

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ckpt_tools.dtypes import BY_NAME, dtype_of
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.formats.safetensors import layout_safetensors, read_safetensors
-from ckpt_tools.views import Constant
+from ckpt_tools.tensors.dtypes import BY_NAME, dtype_of
+from ckpt_tools.tensors.views import Constant
 from surgery.errors import MismatchError
 
 

@@ -9,11 +9,11 @@ from helpers import materialise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tools.dtypes import dtype_of
 from ckpt_tools.formats import layout_ckpt, layout_safetensors, read_folder
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.formats.sharding import index_json, index_name, plan_shards
-from ckpt_tools.views import Constant
+from ckpt_tools.tensors.dtypes import dtype_of
+from ckpt_tools.tensors.views import Constant
 
 
 def tensors_of(*sizes: int) -> list[NamedTensor]:

@@ -1,0 +1,152 @@
+"""Adapters as a merge needs them: their tensors, grouped; their configuration; the scale of each update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckpt_tools.fingerprint import content_digest
+from ckpt_tools.formats import Checkpoint
+from ckpt_tools.tensors.lazy import LazyTensor
+from surgery.config import LoraConfig
+from surgery.config_files import find_adapter_config, read_adapter_config
+from surgery.errors import MismatchError, NonFiniteError, Problem
+from surgery.grouping import LoraGroup, LoraPair, group_lora
+from surgery.scaling import lora_scaling
+
+__all__ = ["Adapter", "Scale", "ScaleOption", "load_adapter", "scale_of", "scale_origin"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleOption:
+    """What the command line says about the scale.
+
+    Attributes:
+        alpha: LoRA's alpha, for every layer.
+        scaling: The factor in front of B @ A itself, for every layer.
+        config: A configuration file to read instead of the one beside the adapter.
+    """
+
+    alpha: float | None = None
+    scaling: float | None = None
+    config: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The factor of one update, and the alpha that it was made of, if it was."""
+
+    scaling: float
+    alpha: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter that was opened, grouped and found to be sound.
+
+    Attributes:
+        path: What the user gave; a combined checkpoint's own path.
+        tensors: All tensors of the file.
+        group: Its parameters by layer.
+        config: Its configuration, if one was found.
+        looked_at: Where a configuration was looked for.
+        option: What the command line says about the scale.
+        digest: Over the content of all that is folded or put in place.
+    """
+
+    path: Path
+    tensors: Mapping[str, LazyTensor]
+    group: LoraGroup
+    config: LoraConfig | None
+    looked_at: tuple[Path, ...]
+    option: ScaleOption
+    digest: str
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """How its parameters are spelled."""
+        return tuple(sorted({pair.family for pair in self.group.pairs}))
+
+
+def load_adapter(
+    checkpoint: Checkpoint, option: ScaleOption, *, is_combined: bool, allow_nonfinite: bool = False
+) -> Adapter:
+    """Group an adapter's tensors and find its configuration.
+
+    Args:
+        checkpoint: The adapter, or a checkpoint that holds base and adapter.
+        option: What the command line says about the scale.
+        is_combined: Whether plain weights are the base rather than part of the adapter.
+        allow_nonfinite: Accept NaN and Inf.
+
+    Raises:
+        InputMissingError: The configuration named on the command line is not there.
+        CorruptInputError: A configuration breaks its format.
+        MismatchError: A configuration asks for what cannot be folded.
+        NonFiniteError: A tensor holds NaN or Inf.
+    """
+    tensors = checkpoint.tensors
+    group = group_lora(tensors, {name: tensor.shape for name, tensor in tensors.items()})
+    config, looked_at = _configuration(checkpoint, option)
+    own = {name: tensors[name] for pair in group.pairs for name in pair_keys(pair)}
+    if not is_combined:
+        own |= {parameter.name: tensors[parameter.name] for parameter in group.weights}
+    digest, nonfinite = content_digest(own)
+    if nonfinite and not allow_nonfinite:
+        remedy = "The training diverged: take an earlier checkpoint, or accept it with --allow-nonfinite"
+        raise NonFiniteError(
+            Problem(f"{checkpoint.path}, {name}", "NaN or Inf", "finite values", remedy) for name in nonfinite
+        )
+    return Adapter(checkpoint.path, tensors, group, config, looked_at, option, digest)
+
+
+def pair_keys(pair: LoraPair) -> tuple[str, ...]:
+    """The keys of a pair's tensors."""
+    return tuple(key for key in (pair.a, pair.b, pair.magnitude, pair.b_bias) if key is not None)
+
+
+def scale_of(adapter: Adapter, pair: LoraPair) -> Scale:
+    """The factor in front of B @ A.
+
+    The command line comes first, then the configuration; there is no default.
+
+    Raises:
+        MismatchError: Alpha is nowhere, 0, or not finite; or the configuration is not this adapter's.
+    """
+    option, config = adapter.option, adapter.config
+    if option.scaling is not None:
+        return Scale(option.scaling, None)
+    if option.alpha is not None:
+        use_rslora = config is not None and config.use_rslora
+        return Scale(lora_scaling(option.alpha, pair.rank, use_rslora=use_rslora), option.alpha)
+    if config is None or config.alpha_of(pair.layer) is None:
+        raise MismatchError(_unknown_alpha(adapter))
+    return Scale(config.scaling(pair.layer, pair.rank), config.alpha_of(pair.layer))
+
+
+def scale_origin(adapter: Adapter) -> str:
+    """The file that the scale is read from; empty where the command line gives it."""
+    option, config = adapter.option, adapter.config
+    is_given = option.scaling is not None or option.alpha is not None
+    return "" if is_given or config is None else config.source
+
+
+def _unknown_alpha(adapter: Adapter) -> Problem:
+    places = [str(place) for place in adapter.looked_at]
+    if adapter.config is not None:
+        places.insert(0, f"{adapter.config.source} (it has no alpha)")
+    looked = "; ".join(["--alpha, --scaling and --config (not given)", *places])
+    return Problem(
+        str(adapter.path),
+        f"alpha in none of these places: {looked}",
+        "the alpha of the training, on which the scale depends and which no checkpoint holds",
+        "Give --alpha, or --config with the run's YAML or the adapter's configuration",
+    )
+
+
+def _configuration(checkpoint: Checkpoint, option: ScaleOption) -> tuple[LoraConfig | None, tuple[Path, ...]]:
+    if option.config is not None:
+        return read_adapter_config(option.config), ()
+    found, looked_at = find_adapter_config(checkpoint.path)
+    return (read_adapter_config(found) if found is not None else None), looked_at

@@ -1,0 +1,384 @@
+"""`merge`: fold adapters into a base checkpoint, in one streaming pass."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ckpt_tools.fingerprint import fingerprint
+from ckpt_tools.formats import Checkpoint, check_crc, open_checkpoint
+from ckpt_tools.formats.model import NamedTensor
+from ckpt_tools.merging.accounting import BaseKeys, huggingface_config, quantisation_problem, sort_keys
+from ckpt_tools.merging.adapters import Adapter, ScaleOption, load_adapter, scale_origin
+from ckpt_tools.merging.fold_plan import FoldPlan
+from ckpt_tools.merging.folds import plan_folds
+from ckpt_tools.progress import SILENT, Progress
+from ckpt_tools.renaming import rename_tensors
+from ckpt_tools.reports import AdapterReport, DroppedTensor, FoldedWeight, MergeReport
+from ckpt_tools.sizes import parse_size
+from ckpt_tools.tensors.dtypes import BY_NAME, DType
+from ckpt_tools.tensors.lazy import LazyTensor, Statistics
+from ckpt_tools.tensors.views import Cast, Checked
+from ckpt_tools.writing.destination import check_destination, check_room, destination
+from ckpt_tools.writing.memory import Budget, make_budget
+from ckpt_tools.writing.outputs import Changes, OutputOptions, default_output, plan_output
+from ckpt_tools.writing.plan import Plan
+from ckpt_tools.writing.write import Outcome, execute
+from surgery.errors import MismatchError, NonFiniteError, Problem, UsageError
+from surgery.ties import untied_settings
+from surgery.version import __version__
+
+__all__ = ["merge"]
+
+PathLike = str | os.PathLike[str]
+
+_DTYPES = ("keep", "bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """The inputs of a merge, opened and told apart."""
+
+    base: Checkpoint
+    keys: BaseKeys
+    config: Mapping[str, Any] | None
+    adapters: tuple[Adapter, ...]
+    is_combined: bool
+
+    @property
+    def weights(self) -> dict[str, LazyTensor]:
+        return {name: self.base.tensors[name] for name in self.keys.weights}
+
+
+def merge(
+    base: PathLike,
+    *adapters: PathLike,
+    output: PathLike | None = None,
+    alpha: float | Sequence[float] | None = None,
+    scaling: float | Sequence[float] | None = None,
+    config: PathLike | Sequence[PathLike] | None = None,
+    dtype: str = "keep",
+    format: str = "keep",
+    max_shard_size: int | str | None = None,
+    names: str = "keep",
+    allow_unused: Sequence[str] = (),
+    allow_nonfinite: bool = False,
+    check_crc: bool = True,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    max_memory: int | str | None = None,
+    progress: Progress = SILENT,
+) -> MergeReport:
+    """Fold adapters into a base: W + sum of scaling * (B @ A), in float32, rounded once.
+
+    Args:
+        base: A checkpoint; without adapters, one that holds base and adapter.
+        *adapters: Adapter files or folders; several on one weight are summed.
+        output: Where the merged checkpoint goes; by default into the working folder, `<stem of base>-merged`.
+        alpha: LoRA's alpha, one for all adapters or one for each. By default it is read from the adapter's
+            configuration; there is no default value.
+        scaling: The factor in front of B @ A itself, instead of alpha.
+        config: A run's YAML or an adapter's configuration, instead of the one beside the adapter.
+        dtype: `keep`, `bf16`, `fp16` or `fp32`: the type of all floating-point tensors of the output.
+        format: `keep`, `ckpt` or `safetensors`.
+        max_shard_size: Bytes, or a size such as `5GB`: shards of a folder.
+        names: `keep`, `hf`, `mindformers`, or a JSON file of old and new names.
+        allow_unused: Patterns of adapter keys that may have no home in the base.
+        allow_nonfinite: Accept NaN, Inf and overflows.
+        check_crc: Check the CRC-32 of inputs that have one; costs a read of them.
+        force: Replace an existing output.
+        dry_run: Plan and check, write nothing.
+        threads: By default one for each core.
+        max_memory: Bytes, or a size such as `1GiB`: anonymous memory at most.
+        progress: What is told how far it is.
+
+    Raises:
+        UsageError: Arguments contradict each other.
+        InputMissingError: An input is not there.
+        CorruptInputError: An input breaks its format.
+        MismatchError: The inputs do not fit together; all problems at once.
+        NonFiniteError: NaN, Inf or an overflow.
+        ResourceError: No room, no memory, an I/O error.
+        OutputExistsError: The output exists and `force` is not set.
+    """
+    started = time.monotonic()
+    if dtype not in _DTYPES:
+        raise UsageError(Problem("--dtype", dtype, ", ".join(_DTYPES)))
+    options = _scale_options(max(len(adapters), 1), alpha, scaling, config)
+    inputs = _open_inputs(Path(base), [Path(path) for path in adapters], options, allow_nonfinite, check_crc, progress)
+    folds = plan_folds(
+        inputs.weights,
+        inputs.adapters,
+        config=inputs.config,
+        is_combined=inputs.is_combined,
+        allow_unused=allow_unused,
+    )
+    problems = [*_base_problems(inputs), *folds.problems]
+    if problems:
+        raise MismatchError(problems)
+    base_fingerprint = fingerprint(inputs.weights)
+    target = None if dtype == "keep" else BY_NAME[dtype]
+    draft = _Draft(inputs, folds, target, base_fingerprint, check_finite=not allow_nonfinite)
+    tensors, renamed = rename_tensors(draft.tensors(), names)
+    path = destination(output) if output is not None else default_output(inputs.base, format, "merged")
+    size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+    plan = plan_output(inputs.base, tensors, OutputOptions(path, format, size), draft.changes(renamed))
+    budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
+    check_destination(plan, [inputs.base.path, *(adapter.path for adapter in inputs.adapters)], force=force)
+    report = draft.report(plan, budget, renamed)
+    check_room(path, report.bytes_written, report.free_disk_bytes)
+    if dry_run:
+        return replace(report, dry_run=True, seconds=time.monotonic() - started)
+
+    def approve(outcome: Outcome) -> None:
+        if not allow_nonfinite:
+            _refuse_nonfinite(outcome)
+
+    outcome = execute(plan, force=force, budget=budget, progress=progress, approve=approve)
+    return replace(
+        _with_statistics(report, outcome), resumed=tuple(outcome.resumed), seconds=time.monotonic() - started
+    )
+
+
+class _Draft:
+    """The output of a merge on its way from folds to a plan and a report."""
+
+    def __init__(
+        self, inputs: _Inputs, folds: FoldPlan, dtype: DType | None, base_fingerprint: str, *, check_finite: bool
+    ) -> None:
+        self._check_finite = check_finite
+        self._inputs = inputs
+        self._folds = folds
+        self._dtype = dtype
+        self._fingerprint = base_fingerprint
+
+    def tensors(self) -> list[NamedTensor]:
+        """The output's tensors under the base's names, in the base's order; what was untied comes last."""
+        weights = self._inputs.weights
+        named = [(name, self._result(name, tensor)) for name, tensor in weights.items()]
+        return named + [(name, self._result(name, weights[tied])) for name, tied in self._folds.untied.items()]
+
+    def _result(self, name: str, tensor: LazyTensor) -> LazyTensor:
+        target = self._target(tensor)
+        if name in self._folds.folds:
+            return self._folds.folds[name].result(target)
+        if tensor.dtype != target:
+            return Cast(tensor, target)
+        # Without the check, the kernel copies the bytes, which nobody sees.
+        return Checked(tensor) if self._check_finite and tensor.dtype.is_float else tensor
+
+    def _target(self, tensor: LazyTensor) -> DType:
+        return self._dtype if self._dtype is not None and tensor.dtype.is_float else tensor.dtype
+
+    def changes(self, renamed: Mapping[str, str]) -> Changes:
+        """What the other files of the output have to say differently."""
+        config: dict[str, object] = {}
+        known = self._inputs.config or {}
+        if self._folds.untied:
+            config |= untied_settings(known)
+        if self._dtype is not None:
+            words = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+            config |= {key: words[self._dtype.name] for key in ("torch_dtype", "dtype") if key in known}
+        adapters = [
+            {
+                "file": adapter.path.name,
+                "digest": adapter.digest,
+                "scaling": sorted(self._scalings(adapter)),
+            }
+            for adapter in self._inputs.adapters
+        ]
+        metadata = {
+            "pet_surgery.version": __version__,
+            "pet_surgery.base": _printable(self._inputs.base.path.name),
+            "pet_surgery.base_fingerprint": self._fingerprint,
+            "pet_surgery.adapters": json.dumps(adapters),
+        }
+        return Changes(metadata, config, {new: old for old, new in renamed.items()})
+
+    def _scalings(self, adapter: Adapter) -> set[float]:
+        uses = (use for fold in self._folds.folds.values() for use in fold.uses)
+        return {use.scaling for use in uses if use.adapter == str(adapter.path) and use.scaling is not None}
+
+    def report(self, plan: Plan, budget: Budget, renamed: Mapping[str, str]) -> MergeReport:
+        """What is known before anything is written."""
+        inputs, folds = self._inputs, self._folds
+        base = str(inputs.base.path)
+        weights: list[FoldedWeight] = []
+        copied: list[str] = []
+        cast: list[str] = []
+        for name, tensor in self.tensors():
+            new_name = renamed.get(name, name)
+            if name in folds.folds:
+                uses = tuple(folds.folds[name].uses)
+                tied = folds.untied.get(name, name)
+                weights.append(FoldedWeight(new_name, tied, tensor.shape, tensor.dtype.name, uses))
+            else:
+                (cast if isinstance(tensor, Cast) else copied).append(new_name)
+        states = [DroppedTensor(name, base, role.value) for name, role in inputs.keys.states.items()]
+        # A combined checkpoint's states are its adapter's too.
+        dropped = dict.fromkeys([*states, *(entry for entry in folds.dropped if not inputs.is_combined)])
+        adapters = tuple(
+            AdapterReport(
+                path=str(adapter.path),
+                digest=adapter.digest,
+                config=scale_origin(adapter),
+                families=adapter.families,
+                names=rule,
+            )
+            for adapter, rule in zip(inputs.adapters, folds.rules, strict=True)
+        )
+        existing = next(path for path in (plan.output, *plan.output.absolute().parents) if path.exists())
+        return MergeReport(
+            output=str(plan.output),
+            dry_run=False,
+            base=base,
+            base_fingerprint=self._fingerprint,
+            adapters=adapters,
+            format=next(plan.files()).format,
+            files=tuple(entry.name for entry in plan.entries),
+            weights=tuple(weights),
+            copied=tuple(copied),
+            cast=tuple(cast),
+            dropped=tuple(dropped),
+            warnings=(*inputs.base.warnings, *folds.warnings),
+            bytes_read=plan.bytes_read(),
+            bytes_written=plan.bytes_written(),
+            peak_memory_bytes=budget.peak_bytes,
+            free_disk_bytes=shutil.disk_usage(existing).free,
+            seconds=0.0,
+            version=__version__,
+        )
+
+
+def _printable(file_name: str) -> str:
+    """A file's name, which may be any bytes, as text that a header can hold."""
+    return os.fsencode(file_name).decode("utf-8", "backslashreplace")
+
+
+def _scale_options(
+    count: int,
+    alpha: float | Sequence[float] | None,
+    scaling: float | Sequence[float] | None,
+    config: PathLike | Sequence[PathLike] | None,
+) -> list[ScaleOption]:
+    alphas, scalings, configs = (
+        _for_each(count, "--alpha", alpha),
+        _for_each(count, "--scaling", scaling),
+        _for_each(count, "--config", config),
+    )
+    if alpha is not None and scaling is not None and any(alphas) and any(scalings):
+        raise UsageError(Problem("--alpha and --scaling", "both", "one of the two"))
+    for option, values in (("--alpha", alphas), ("--scaling", scalings)):
+        for value in values:
+            if value is not None and (value == 0 or not math.isfinite(value)):
+                raise MismatchError(Problem(option, f"{value:g}", "a finite number other than 0"))
+    return [
+        ScaleOption(a, s, Path(c) if c is not None else None) for a, s, c in zip(alphas, scalings, configs, strict=True)
+    ]
+
+
+def _for_each(count: int, option: str, value: Any) -> list[Any]:
+    values = [value] if value is None or isinstance(value, int | float | str | os.PathLike) else list(value)
+    if len(values) in (0, 1):
+        return (values or [None]) * count
+    if len(values) != count:
+        raise UsageError(Problem(option, f"{len(values)} values", f"one, or one for each of {count} adapters"))
+    return values
+
+
+def _open_inputs(
+    base_path: Path,
+    adapter_paths: Sequence[Path],
+    options: Sequence[ScaleOption],
+    allow_nonfinite: bool,
+    with_crc: bool,
+    progress: Progress,
+) -> _Inputs:
+    base = open_checkpoint(base_path)
+    files = [open_checkpoint(path) for path in adapter_paths]
+    if with_crc:
+        for checkpoint in (base, *files):
+            _check_crcs(checkpoint, progress)
+    keys = sort_keys(base)
+    is_combined = not files
+    adapters = tuple(
+        load_adapter(file, option, is_combined=is_combined, allow_nonfinite=allow_nonfinite)
+        for file, option in zip(files or [base], options, strict=True)
+    )
+    return _Inputs(base, keys, huggingface_config(base), adapters, is_combined)
+
+
+def _check_crcs(checkpoint: Checkpoint, progress: Progress) -> None:
+    for source, expected in checkpoint.crc.items():
+        progress.start(source.size, "checking CRC")
+        try:
+            check_crc(source, expected, progress)
+        finally:
+            progress.finish()
+
+
+def _base_problems(inputs: _Inputs) -> list[Problem]:
+    problems = []
+    quantised = quantisation_problem(inputs.base, inputs.config)
+    if quantised is not None:
+        problems.append(quantised)
+    if inputs.keys.adapter and not inputs.is_combined:
+        problems.append(
+            Problem(
+                f"{inputs.base.path}, {inputs.keys.adapter[0]}",
+                f"{len(inputs.keys.adapter)} adapter parameters in the base, and separate adapters besides",
+                "a base without an adapter, or no other adapter",
+                "Merge the combined checkpoint by itself first: pet-merge BASE",
+            )
+        )
+    return problems
+
+
+def _refuse_nonfinite(outcome: Outcome) -> None:
+    problems = []
+    for name, measured in outcome.statistics.items():
+        if measured.nonfinite_input:
+            found = f"{measured.nonfinite_input} NaN or Inf in the base"
+            remedy = "The file is damaged or its training diverged: take another, or accept it with --allow-nonfinite"
+        elif measured.nonfinite_output:
+            found = f"{measured.nonfinite_output} elements beyond the range of the output type, or NaN"
+            remedy = "Choose a wider --dtype, or accept it with --allow-nonfinite"
+        else:
+            continue
+        problems.append(Problem(name, found, "finite values", remedy))
+    if problems:
+        raise NonFiniteError(problems)
+
+
+def _with_statistics(report: MergeReport, outcome: Outcome) -> MergeReport:
+    weights = tuple(_measured(weight, outcome.statistics.get(weight.name)) for weight in report.weights)
+    idle = [weight.name for weight in weights if weight.delta_norm == 0.0]
+    swallowed = [weight.name for weight in weights if weight.delta_norm and weight.unchanged_share == 1.0]
+    warnings = report.warnings
+    if idle:
+        warnings += (f"{len(idle)} weights did not change, since the delta is zero: {idle[0]}, ...",)
+    if swallowed:
+        found = f"{len(swallowed)} weights did not change, since rounding swallowed the delta: {swallowed[0]}, ..."
+        warnings += (found,)
+    return replace(report, weights=weights, warnings=warnings)
+
+
+def _measured(weight: FoldedWeight, statistics: Statistics | None) -> FoldedWeight:
+    if statistics is None or not statistics.elements:
+        return weight
+    weight_norm, delta_norm = math.sqrt(statistics.weight_square), math.sqrt(statistics.delta_square)
+    return replace(
+        weight,
+        weight_norm=weight_norm,
+        delta_norm=delta_norm,
+        relative_delta=delta_norm / weight_norm if weight_norm else None,
+        unchanged_share=statistics.unchanged / statistics.elements,
+    )

@@ -1,0 +1,90 @@
+"""Whether an output may go where it is to go: not onto or into an input, nor in the place of what is no checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ckpt_tools.sizes import format_size
+from ckpt_tools.writing.atomic import refuse_existing
+from ckpt_tools.writing.plan import Plan
+from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
+
+__all__ = ["check_destination", "check_room", "destination"]
+
+_WEIGHTS = (".safetensors", ".ckpt")
+
+
+def destination(output: str | os.PathLike[str]) -> Path:
+    """The path that a user gave for an output; `.` and `..` get the names that they stand for.
+
+    Raises:
+        UsageError: It is empty.
+    """
+    if not os.fspath(output):
+        raise UsageError(Problem("-o", "an empty path", "a path for the output"))
+    path = Path(output)
+    return path.resolve() if path.name in ("", "..") else path
+
+
+def check_destination(plan: Plan, inputs: Iterable[Path], *, force: bool) -> None:
+    """Make sure that the output's path is free, or may be replaced.
+
+    Args:
+        plan: What is to be written; the files it reads are inputs too.
+        inputs: The files and folders that the user gave.
+        force: Whether an existing output may be replaced.
+
+    Raises:
+        UsageError: The output is an input, under whatever name, or a folder that holds one, or would become a part of
+            one.
+        OutputExistsError: There is something already, and it may not be replaced.
+    """
+    output = plan.output
+    paths = [*inputs, *(Path(source.path) for source in plan.sources())]
+    for path in paths:
+        if path.is_dir() and not plan.is_folder and output.parent.exists() and path.samefile(output.parent):
+            raise UsageError(Problem(f"-o {output}", f"it would become a part of the input {path}", "another folder"))
+        if output.exists() and (path.samefile(output) or output.resolve() in path.resolve().parents):
+            raise UsageError(Problem(f"-o {output}", f"it is, or holds, the input {path}", "a path of its own"))
+    if not force:
+        refuse_existing(output)
+    elif os.path.lexists(output):
+        _check_replaceable(plan)
+
+
+def check_room(output: Path, needed_bytes: int, free_bytes: int) -> None:
+    """Make sure that the output fits onto its disk.
+
+    Raises:
+        ResourceError: It does not.
+    """
+    if needed_bytes > free_bytes:
+        needed, free = format_size(needed_bytes), format_size(free_bytes)
+        raise ResourceError(Problem(str(output), f"{free} free", f"room for {needed}", "Choose another place with -o"))
+
+
+def _check_replaceable(plan: Plan) -> None:
+    """`--force` is for outputs of an earlier run: it must not take a mistyped path's content away."""
+    output = plan.output
+    is_folder = output.is_dir() and not output.is_symlink()
+    if is_folder != plan.is_folder:
+        found, expected = ("a folder", "a file") if is_folder else ("a file or a link", "a folder")
+        raise _kept(output, f"{found}, where the output is {expected}")
+    if not is_folder:
+        return
+    entries = list(output.iterdir())
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    if folders:
+        raise _kept(output, f"a folder with other folders in it ({folders[0]}), which no output has")
+    if entries and not any(entry.suffix in _WEIGHTS for entry in entries):
+        raise _kept(output, f"a folder without weights ({entries[0].name})")
+
+
+def _kept(output: Path, found: str) -> OutputExistsError:
+    return OutputExistsError(
+        Problem(
+            str(output), found, "an earlier output to replace", "Remove it yourself, or choose another path with -o"
+        )
+    )

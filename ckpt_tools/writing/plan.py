@@ -1,0 +1,128 @@
+"""A plan: every file of an output, every tensor in it and where its bytes come from, before a byte is written.
+
+Plans are pure: making, printing, digesting and pickling one does no I/O. `ckpt_tools.writing.write` executes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckpt_tools.formats.ckpt import crc_trailer, layout_ckpt
+from ckpt_tools.formats.model import FileLayout, NamedTensor
+from ckpt_tools.formats.safetensors import layout_safetensors
+from ckpt_tools.tensors.lazy import ByteRun
+from ckpt_tools.tensors.sources import Source
+from surgery.version import __version__
+
+__all__ = ["Entry", "OutputBytes", "OutputCopy", "OutputFile", "Plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A checkpoint file to be written.
+
+    Attributes:
+        name: Its path relative to the output folder; just a name for a single file.
+        format: `ckpt` or `safetensors`.
+        tensors: What it holds, in order.
+        metadata: Strings beside the tensors; `.ckpt` has no place for them.
+        crc: Whether a `.ckpt` ends with a CRC-32 trailer.
+    """
+
+    name: str
+    format: str
+    tensors: tuple[NamedTensor, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    crc: bool = False
+
+    def layout(self) -> FileLayout:
+        """Where every byte of the file comes from.
+
+        Raises:
+            MismatchError: A tensor is of a type that the format cannot hold.
+        """
+        if self.format == "ckpt":
+            return layout_ckpt(self.tensors)
+        return layout_safetensors(self.tensors, self.metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputCopy:
+    """A file that is carried over as it is."""
+
+    name: str
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class OutputBytes:
+    """A small file with given content."""
+
+    name: str
+    data: bytes
+
+
+Entry = OutputFile | OutputCopy | OutputBytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All files of an output.
+
+    Attributes:
+        output: Where the output will lie: a file, or a folder with the entries in it.
+        is_folder: Which of the two.
+        entries: What is written, in order; what makes a folder complete (index, configuration) comes last.
+    """
+
+    output: Path
+    is_folder: bool
+    entries: tuple[Entry, ...]
+
+    def files(self) -> Iterator[OutputFile]:
+        """The checkpoint files."""
+        return (entry for entry in self.entries if isinstance(entry, OutputFile))
+
+    def tensors(self) -> Iterator[NamedTensor]:
+        """All tensors of all files."""
+        for file in self.files():
+            yield from file.tensors
+
+    def sources(self) -> set[Source]:
+        """Every file that is read."""
+        found = {run.source for _, tensor in self.tensors() for run in tensor.sources()}
+        return found | {entry.source for entry in self.entries if isinstance(entry, OutputCopy)}
+
+    def bytes_read(self) -> int:
+        """Bytes of the inputs that are read, each once."""
+        runs = {run for _, tensor in self.tensors() for run in tensor.sources()}
+        return _union(runs) + sum(entry.source.size for entry in self.entries if isinstance(entry, OutputCopy))
+
+    def bytes_written(self) -> int:
+        """Bytes of the output."""
+        return sum(_entry_size(entry) for entry in self.entries)
+
+    def digest(self) -> str:
+        """SHA-256 over all that decides the output's bytes, the inputs' identity and this project's version too."""
+        text = "\n".join(repr(entry) for entry in self.entries)
+        return hashlib.sha256(f"{__version__}\n{self.is_folder}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _entry_size(entry: Entry) -> int:
+    if isinstance(entry, OutputFile):
+        return entry.layout().size + (len(crc_trailer(0)) if entry.crc else 0)
+    return entry.source.size if isinstance(entry, OutputCopy) else len(entry.data)
+
+
+def _union(runs: set[ByteRun]) -> int:
+    total, last_path, last_end = 0, "", 0
+    for run in sorted(runs, key=lambda run: (run.source.path, run.offset, run.length)):
+        if run.source.path != last_path:
+            last_path, last_end = run.source.path, 0
+        end = run.offset + run.length
+        total += max(0, end - max(run.offset, last_end))
+        last_end = max(last_end, end)
+    return total
