@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 from ckpt_tools.tensors.casts import count_nonfinite, narrow, widen
@@ -30,13 +29,10 @@ _TILE_ROWS = 64
 _TILE_COLUMNS = 2048
 
 
-# Below such a sum of squares, of up to 2**53 elements added up in float32, none rounds to Inf.
-_HARMLESS_SQUARE = {
-    dtype.numpy: 0.25 * float(ml_dtypes.finfo(dtype.numpy).max) ** 2
-    for dtype in BY_NAME.values()
-    if dtype.is_float and dtype.itemsize < 4
-}
-_HARMLESS_SQUARE |= {np.dtype(np.float32): np.inf, np.dtype(np.float64): np.inf}
+# Below such a sum of squares, added up in float32, no element rounds to Inf: a quarter of the largest number's square.
+_LARGEST = {"fp16": 65504.0, "bf16": float.fromhex("0x1.fep127")}
+_HARMLESS_SQUARE = {BY_NAME[name].numpy: largest**2 / 4 for name, largest in _LARGEST.items()}
+_HARMLESS_SQUARE |= {BY_NAME[name].numpy: np.inf for name in ("fp32", "fp64")}
 
 # What is read, folded and written in one go: from cache to cache.
 _SPAN_BYTES = 2**19
