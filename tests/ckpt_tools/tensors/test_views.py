@@ -17,7 +17,17 @@ from lazy_cases import DTYPES, Case, cases, regions, shapes, sliced, stored
 from ckpt_tools.tensors.dtypes import BY_NAME, dtype_of
 from ckpt_tools.tensors.lazy import LazyTensor, Statistics, Stored, full_region
 from ckpt_tools.tensors.sources import close_sources, read_exactly
-from ckpt_tools.tensors.views import Cast, Concatenated, Constant, Reshaped, Sliced, Transposed, reshape, unreshaped
+from ckpt_tools.tensors.views import (
+    Cast,
+    Checked,
+    Concatenated,
+    Constant,
+    Reshaped,
+    Sliced,
+    Transposed,
+    reshape,
+    unreshaped,
+)
 
 
 def constant(array: np.ndarray) -> Constant:
@@ -177,3 +187,26 @@ def test_a_cast_counts_what_is_not_finite_before_and_behind_it() -> None:
     values = np.array([1.0, np.nan, np.inf, 1e5], np.float32)
     Cast(constant(values), BY_NAME["fp16"]).read(((0, 4),), statistics)
     assert (statistics.nonfinite_input, statistics.nonfinite_output) == (2, 3)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32", "fp64"])
+def test_a_checked_tensor_passes_bits_on_and_counts_what_is_not_finite(dtype: str) -> None:
+    values = np.linspace(-2.0, 2.0, 300_000).astype(BY_NAME[dtype].numpy).reshape(300, 1000)
+    values[0, 0], values[150, 3], values[299, 999] = np.nan, np.inf, -np.inf
+    statistics = Statistics()
+    tensor = Checked(constant(values))
+    pieces = list(tensor.pieces(full_region(tensor.shape), statistics))
+    assert len(pieces) > 1
+    assert b"".join(piece.tobytes() for piece in pieces) == values.tobytes()
+    assert statistics == Statistics(nonfinite_input=3)
+    assert tensor.byte_runs() is None  # or the writer would copy it unseen
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_pieces_follow_each_other_as_the_values_do(data: st.DataObject) -> None:
+    shape = data.draw(st.sampled_from([(), (0, 3), (7,), (300_001,), (5, 70_000), (3, 2, 65_537), (200, 3000)]))
+    values = np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    region = data.draw(regions(shape))
+    pieces = list(constant(values).pieces(region))
+    assert b"".join(piece.tobytes() for piece in pieces) == np.asarray(sliced(values, region)).tobytes()

@@ -6,13 +6,15 @@ import ctypes
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ckpt_tools.writing import linux
-from ckpt_tools.writing.linux import preallocate, rename_exchange, rename_new
+from ckpt_tools.writing.linux import preallocate, rename_exchange, rename_new, start_writeback
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -129,3 +131,31 @@ def test_a_rename_that_fails_says_why(tmp_path: Path) -> None:
     for rename in (rename_new, rename_exchange):
         with pytest.raises(FileNotFoundError, match="b"):
             rename(tmp_path / "a", tmp_path / "b")
+
+
+def test_early_writeback_is_a_hint_that_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    with path.open("rb") as file:
+        start_writeback(file.fileno(), 0, 2**40)
+    reader, writer = os.pipe()
+    start_writeback(writer, 0, 1)  # refused, and nobody need know
+    os.close(reader)
+    os.close(writer)
+    assert path.read_bytes() == b"content"
+
+
+def test_memory_that_was_freed_stays_with_the_process() -> None:
+    """Otherwise every array of a tile is fetched from the kernel again, page by page."""
+    program = (
+        "import resource, numpy as np\n"
+        "from ckpt_tools.writing.linux import keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(3): np.ones(2**20, np.uint8)\n"
+        "before = faults()\n"
+        "for _ in range(200): np.ones(2**20, np.uint8)\n"
+        "print(faults() - before)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 200 * 10  # of the 256 pages that each array has
