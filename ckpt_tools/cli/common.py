@@ -78,8 +78,10 @@ def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted; nothing was written")
+    except (KeyboardInterrupt, click.Abort) as error:
+        # click puts Abort in the place of a KeyboardInterrupt, whose argument says what became of the output.
+        cause = error.__cause__ or error
+        _complain("; ".join(["interrupted", *map(str, cause.args)]))
         code = _INTERRUPTED
     except MemoryError:
         _complain("out of memory: lower --threads or --max-memory")
@@ -94,6 +96,8 @@ def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
         _complain("this is a bug in pet-surgery; please report it with what follows")
         traceback.print_exc()
         code = _BUG
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the outcome stands; what is left is to exit with its code
     _flush_quietly()
     raise SystemExit(code)
 

@@ -23,12 +23,15 @@ from ckpt_tools.tensors.sources import check_unchanged, close_sources
 from ckpt_tools.tensors.views import unreshaped
 from ckpt_tools.writing.atomic import Workspace, claim_output
 from ckpt_tools.writing.copying import WRITEBACK_BYTES, Copy, coalesce, copies_of, copy_range, group, write_at
+from ckpt_tools.writing.interrupts import HeldInterrupts, hold_interrupts
 from ckpt_tools.writing.linux import preallocate, start_writeback
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputBytes, OutputCopy, OutputFile, Plan
 from surgery.errors import Problem, ResourceError
 
 __all__ = ["Outcome", "execute"]
+
+_NOTHING_WRITTEN = "nothing was written"
 
 _CRC_CHUNK = 4 * 2**20
 
@@ -69,13 +72,15 @@ def execute(
         OutputExistsError: The output exists and `force` is not set, or another run writes it.
         ResourceError: The disk is full, or an I/O call failed.
         InputChangedError: An input was modified meanwhile.
+        KeyboardInterrupt: The run was interrupted; its argument says whether the output was published.
     """
     budget = budget or Budget()
     outcome = Outcome()
-    with claim_output(plan.output, plan.digest(), is_folder=plan.is_folder, force=force) as workspace:
+    claim = claim_output(plan.output, plan.digest(), is_folder=plan.is_folder, force=force)
+    with hold_interrupts("the output is complete") as held, claim as workspace:
         try:
             with threadpool_limits(1, "blas"):
-                _write_entries(plan, workspace, budget, progress, outcome)
+                _write_entries(plan, workspace, budget, progress, outcome, held)
             for source in plan.sources():
                 check_unchanged(source)
         except OSError as error:
@@ -84,6 +89,7 @@ def execute(
             progress.finish()
             close_sources()
         approve(outcome)
+        held.raise_pending(_NOTHING_WRITTEN)
         try:
             workspace.publish()
         except OSError as error:
@@ -100,7 +106,9 @@ def _failed(output: Path, error: OSError) -> ResourceError:
     return ResourceError(Problem(str(output), f"writing failed: {found}", remedy=remedies.get(error.errno or 0, "")))
 
 
-def _write_entries(plan: Plan, workspace: Workspace, budget: Budget, progress: Progress, outcome: Outcome) -> None:
+def _write_entries(
+    plan: Plan, workspace: Workspace, budget: Budget, progress: Progress, outcome: Outcome, held: HeldInterrupts
+) -> None:
     jobs: list[_FileJob] = []
     for entry in plan.entries:
         if isinstance(entry, OutputFile):
@@ -111,13 +119,9 @@ def _write_entries(plan: Plan, workspace: Workspace, budget: Budget, progress: P
                 outcome.statistics.update(measured)
                 outcome.resumed.append(entry.name)
     progress.start(sum(job.size for job in jobs), "writing")
-    stop = threading.Event()
     with ThreadPoolExecutor(budget.threads, thread_name_prefix="write") as pool:
         try:
-            _run_bounded(pool, (task for job in jobs for task in job.tasks()), 2 * budget.threads, stop)
-        except BaseException:
-            stop.set()
-            raise
+            _run_bounded(pool, (task for job in jobs for task in job.tasks()), 2 * budget.threads, held)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             for job in jobs:
@@ -127,17 +131,19 @@ def _write_entries(plan: Plan, workspace: Workspace, budget: Budget, progress: P
         outcome.bytes_written += job.size
     for entry in plan.entries:
         if not isinstance(entry, OutputFile):
+            held.raise_pending(_NOTHING_WRITTEN)
             outcome.bytes_written += _write_companion(workspace, entry)
 
 
 def _run_bounded(
-    pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], None]], limit: int, stop: threading.Event
+    pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], None]], limit: int, held: HeldInterrupts
 ) -> None:
-    """Run tasks in order with at most `limit` submitted at a time; the first failure ends it."""
+    """Run tasks in order with at most `limit` submitted at a time; the first failure or interruption ends it."""
     running: set[Future[None]] = set()
+    stop = threading.Event()
 
     def guarded(task: Callable[[], None]) -> None:
-        if stop.is_set():
+        if stop.is_set() or held.pending:
             return
         try:
             task()
@@ -145,14 +151,20 @@ def _run_bounded(
             stop.set()
             raise
 
-    for task in tasks:
-        if len(running) >= limit:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                future.result()
-        running.add(pool.submit(guarded, task))
-    for future in running:
-        future.result()
+    try:
+        for task in tasks:
+            if len(running) >= limit:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+            held.raise_pending(_NOTHING_WRITTEN)
+            running.add(pool.submit(guarded, task))
+        for future in running:
+            future.result()
+        held.raise_pending(_NOTHING_WRITTEN)
+    except BaseException:
+        stop.set()
+        raise
 
 
 def _write_companion(workspace: Workspace, entry: OutputBytes | OutputCopy) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from commands import run_here
 from peft import LoraConfig, PeftConfig, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft_models import NETWORKS, load_adapted, logits, lora, shake, write_adapter, write_base
@@ -18,7 +19,6 @@ from peft_reference import assert_rounded, assert_speaks_alike, merged_by_peft, 
 from transformers import AutoModelForSequenceClassification, LlamaConfig, Qwen2MoeConfig
 
 from ckpt_tools import merge
-from ckpt_tools.cli.common import run
 from ckpt_tools.cli.merge import merge_command
 from surgery.errors import MismatchError
 
@@ -38,10 +38,9 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
     def refuse(*arguments: str | Path) -> str:
         output = tmp_path / "output"
         output.mkdir()
-        with pytest.raises(SystemExit) as exit_info:
-            run(merge_command, [*map(str, arguments), "-o", str(output / "merged")])
+        code = run_here(merge_command, *arguments, "-o", output / "merged")
         message = capsys.readouterr().err
-        assert exit_info.value.code == 5, message
+        assert code == 5, message
         assert list(output.iterdir()) == []
         return message
 
@@ -256,10 +255,9 @@ def test_an_adapter_in_a_pickle_is_refused_with_the_way_out(
         {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(4, 48)},
         adapter / "adapter_model.bin",
     )
-    with pytest.raises(SystemExit) as exit_info:
-        run(merge_command, [str(base), str(adapter), "-o", str(tmp_path / "merged")])
+    code = run_here(merge_command, base, adapter, "-o", tmp_path / "merged")
     message = capsys.readouterr().err
-    assert exit_info.value.code in (3, 4), message
+    assert code in (3, 4), message
     assert "adapter_model.bin" in message
     assert "safetensors" in message
     assert not (tmp_path / "merged").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
+import pytest
+
 import ckpt_tools
+from ckpt_tools.cli.common import run
 
 Outcome = tuple[int, str, str]
 Command = Callable[..., Outcome]
@@ -33,6 +38,19 @@ def pet_merge(
     command = [*PET_MERGE, *map(str, arguments)]
     captured = {"capture_output": True} if options.keys().isdisjoint({"stdout", "stderr"}) else {}
     return subprocess.run(command, env=environment(env), text=True, timeout=120, check=False, **{**captured, **options})
+
+
+def run_here(command: click.Command, *arguments: str | Path) -> int:
+    """Run a command in the tests' own process, whose signal handlers it leaves as they were; its exit code."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        with pytest.raises(SystemExit) as caught:
+            run(command, [*map(str, arguments)])
+        return int(caught.value.code or 0)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def start_pet_merge(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from ckpt_tools.tensors.dtypes import BY_NAME, dtype_of
 from ckpt_tools.tensors.lazy import LazyTensor, Region, Statistics
 from ckpt_tools.tensors.sources import open_source
 from ckpt_tools.tensors.views import Constant
+from ckpt_tools.writing import atomic
 from ckpt_tools.writing import write as writing
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import Entry, OutputBytes, OutputCopy, OutputFile, Plan
@@ -92,6 +95,41 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         execute(plan_of(tmp_path / "out", Computed((5,), interrupt)))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_signal_during_the_writing_ends_it_at_the_next_task(tmp_path: Path, threads: int) -> None:
+    begun: list[Region] = []
+
+    def interrupt(region: Region) -> None:
+        begun.append(region)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)  # for the main thread to see it
+
+    with pytest.raises(KeyboardInterrupt, match="nothing was written"):
+        execute(plan_of(tmp_path / "out", Computed((50,), interrupt)), budget=Budget(threads, 1))
+    assert len(begun) < 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_after_the_last_task_still_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match="nothing was written"):
+        execute(plan_of(tmp_path / "out", constant(1)), approve=lambda outcome: signal.raise_signal(signal.SIGINT))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_during_the_publishing_is_raised_when_the_output_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish(workspace: atomic.Workspace) -> None:
+        signal.raise_signal(signal.SIGINT)
+        genuine(workspace)
+
+    genuine = atomic.Workspace.publish
+    monkeypatch.setattr(atomic.Workspace, "publish", publish)
+    with pytest.raises(KeyboardInterrupt, match="the output is complete"):
+        execute(plan_of(tmp_path / "out", constant(1)))
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "x.ckpt"]
 
 
 def test_an_outcome_that_is_not_approved_leaves_nothing(tmp_path: Path) -> None:
