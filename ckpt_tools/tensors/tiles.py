@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ckpt_tools.tensors import native
 from ckpt_tools.tensors.casts import count_nonfinite, narrow, widen
-from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.tensors.lazy import Statistics
 from surgery.lowrank import lora_delta
 
@@ -23,16 +23,10 @@ __all__ = ["TileFactors", "finish", "fold_matrix", "row_spans", "whole_columns",
 
 Span = tuple[int, int]
 
-# Three float32 arrays of a tile are 1.5 MB, about a core's second-level cache; smaller ones make two threads meet more
+# The delta of a tile is 512 KiB of float32, within a core's second-level cache; smaller ones make two threads meet more
 # often at the interpreter's lock.
 _TILE_ROWS = 64
 _TILE_COLUMNS = 2048
-
-
-# Below such a sum of squares, added up in float32, no element rounds to Inf: a quarter of the largest number's square.
-_LARGEST = {"fp16": 65504.0, "bf16": float.fromhex("0x1.fep127")}
-_HARMLESS_SQUARE = {BY_NAME[name].numpy: largest**2 / 4 for name, largest in _LARGEST.items()}
-_HARMLESS_SQUARE |= {BY_NAME[name].numpy: np.inf for name in ("fp32", "fp64")}
 
 # What is read, folded and written in one go: from cache to cache.
 _SPAN_BYTES = 2**19
@@ -119,7 +113,7 @@ def fold_matrix(
     """
     inner = factors[0].left.dtype
     (first, last), (left, right) = place
-    weight, delta, more = (np.empty(_TILE_ROWS * _TILE_COLUMNS, inner) for _ in range(3))
+    delta, more = (np.empty(_TILE_ROWS * _TILE_COLUMNS, inner) for _ in range(2))
     for row, top in enumerate(range(first - first % _TILE_ROWS, last, _TILE_ROWS)):
         for column, edge in enumerate(range(left - left % _TILE_COLUMNS, right, _TILE_COLUMNS)):
             whole = _delta(factors, row, column, delta, more)
@@ -128,14 +122,25 @@ def fold_matrix(
             rows, columns = (max(first, top), min(last, top + height)), (max(left, edge), min(right, edge + width))
             tile = slice(rows[0] - first, rows[1] - first), slice(columns[0] - left, columns[1] - left)
             d = whole[rows[0] - top : rows[1] - top, columns[0] - edge : columns[1] - edge]
-            w, m = (scratch[: d.size].reshape(d.shape) for scratch in (weight, more))
-            before = stored[tile]
-            widen(before, w)
-            np.add(w, d, out=m)
-            if multiplier is not None:
-                np.multiply(m, multiplier[tile], out=m)
-                np.subtract(m, w, out=d)
-            finish(before, w, m, out[tile], statistics, d)
+            factor = None if multiplier is None else multiplier[tile]
+            if not native.fold_tile(stored[tile], d, factor, out[tile], statistics):
+                _fold_tile(stored[tile], d, factor, out[tile], statistics)
+
+
+def _fold_tile(
+    stored: np.ndarray,
+    delta: np.ndarray,
+    factor: np.ndarray | None,
+    out: np.ndarray,
+    statistics: Statistics | None,
+) -> None:
+    """What `native.fold_tile` does, for every float type."""
+    weight = widen(stored, np.empty(stored.shape, delta.dtype))
+    merged = weight + delta
+    if factor is not None:
+        merged *= factor
+        delta = merged - weight
+    finish(stored, weight, merged, out, statistics, delta)
 
 
 def _delta(factors: Sequence[TileFactors], row: int, column: int, delta: np.ndarray, more: np.ndarray) -> np.ndarray:
@@ -177,21 +182,16 @@ def finish(
         narrow(weight, before)
     bits = np.dtype(f"u{out.dtype.itemsize}")
     with np.errstate(over="ignore", invalid="ignore"):
-        weight_square, delta_square = _square(weight), _square(merged - weight if delta is None else delta)
-        merged_square = _square(merged)
+        difference = merged - weight if delta is None else delta
     statistics.elements += merged.size
-    statistics.weight_square += weight_square
-    statistics.delta_square += delta_square
+    statistics.weight_square += _square(weight)
+    statistics.delta_square += _square(difference)
     statistics.unchanged += int(np.count_nonzero(before.view(bits) == out.view(bits)))
-    if not np.isfinite(weight_square):
-        statistics.nonfinite_input += count_nonfinite(weight)
-    # No element is larger than the root of the sum of all squares, so most tiles need not be looked at again.
-    if not merged_square < _HARMLESS_SQUARE[out.dtype]:
-        statistics.nonfinite_output += count_nonfinite(np.ascontiguousarray(out))
+    statistics.nonfinite_input += count_nonfinite(weight)
+    statistics.nonfinite_output += count_nonfinite(out)
 
 
 def _square(values: np.ndarray) -> float:
     flat = values.reshape(-1)
-    total = float(np.dot(flat, flat))
-    # Squares of float32 numbers beyond 1e19 overflow where the numbers themselves do not.
-    return total if np.isfinite(total) else float(np.square(flat, dtype=np.float64).sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.einsum("i,i->", flat, flat, dtype=np.float64))

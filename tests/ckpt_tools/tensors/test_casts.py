@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 
 import ml_dtypes
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_ways import WAYS, computed_by
 
 from ckpt_tools.tensors.casts import cast_array, count_nonfinite, narrow, widen
 from ckpt_tools.tensors.dtypes import BY_NAME
@@ -18,6 +20,12 @@ FLOATS = ("fp16", "bf16", "fp32", "fp64")
 FRACTION_BITS = {"fp16": 10, "bf16": 7}
 SMALLEST_EXPONENT = {"fp16": -14, "bf16": -126}
 LARGEST_EXPONENT = {"fp16": 15, "bf16": 127}
+
+
+@pytest.fixture(scope="module", autouse=True, params=WAYS)
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    with computed_by(request.param):
+        yield
 
 
 def bits(array: np.ndarray) -> np.ndarray:
@@ -43,12 +51,6 @@ def test_all_16_bit_patterns_are_widened_exactly(name: str, target: str) -> None
     every = np.arange(65536, dtype=np.uint16).view(BY_NAME[name].numpy)
     with np.errstate(invalid="ignore"):
         assert_same_floats(cast_array(every, BY_NAME[target]), every.astype(BY_NAME[target].numpy))
-
-
-def test_all_finite_halves_are_widened_without_the_way_by_numpy() -> None:
-    every = np.arange(65536, dtype=np.uint16).view(np.float16)
-    finite = every[np.isfinite(every)]
-    assert np.array_equal(bits(widen(finite)), bits(finite.astype(np.float32)))
 
 
 @pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan, -np.nan])
