@@ -9,6 +9,8 @@ from ckpt_bytes import field, varint
 
 from ckpt_tools.layout.model import Layout
 
+TensorMap = tuple[tuple[int, ...], ...]
+
 
 def strategy_bytes(layouts: Mapping[str, Layout], stage: int = 0, packed: bool = False) -> bytes:
     """A protobuf strategy file of one stage, or a merged one where all names are of the form `STAGE-name`.
@@ -46,7 +48,7 @@ def layout_message(layout: Layout, packed: bool = False) -> bytes:
     return b"".join(
         [
             field(1, dims(layout.device_matrix, packed)),
-            *(field(2, dims(axes, packed)) for axes in tensor_map_messages(layout)),
+            *(field(2, dims(axes, packed)) for axes in tensor_map_messages(layout.tensor_map)),
             field(3, dims(layout.split_shape, packed)),
             field(4, dims(layout.indices_offset, packed)),
             number(5, layout.field),
@@ -57,10 +59,10 @@ def layout_message(layout: Layout, packed: bool = False) -> bytes:
 
 
 def layout_json(layout: Layout) -> dict[str, object]:
-    messages = tensor_map_messages(layout)
+    nested = is_nested(layout.tensor_map)
     return {
         "dev_matrix": list(layout.device_matrix),
-        "tensor_map": messages if is_nested(layout) else messages[0],
+        "tensor_map": [list(cuts) or [-1] for cuts in layout.tensor_map] if nested else flat_map(layout.tensor_map),
         "param_split_shape": list(layout.split_shape),
         "indices_offset": list(layout.indices_offset),
         "field": layout.field,
@@ -69,13 +71,20 @@ def layout_json(layout: Layout) -> dict[str, object]:
     }
 
 
-def is_nested(layout: Layout) -> bool:
-    return any(len(axes) > 1 for axes in layout.tensor_map)
+def is_nested(tensor_map: TensorMap) -> bool:
+    return any(len(cuts) > 1 for cuts in tensor_map)
 
 
-def tensor_map_messages(layout: Layout) -> list[list[int]]:
-    axes = [list(cuts) or [-1] for cuts in layout.tensor_map]
-    return axes if is_nested(layout) else [[axis for (axis,) in axes]]
+def flat_map(tensor_map: TensorMap) -> list[int]:
+    return [cuts[0] if cuts else -1 for cuts in tensor_map]
+
+
+def tensor_map_messages(tensor_map: TensorMap) -> list[list[int]]:
+    """As MindSpore's compiler has it: to the one message of a tensor with one axis it adds an empty one."""
+    if not is_nested(tensor_map):
+        return [flat_map(tensor_map)]
+    messages = [list(cuts) or [-1] for cuts in tensor_map]
+    return [*messages, []] if len(messages) == 1 else messages
 
 
 def number(field_number: int, value: int) -> bytes:
