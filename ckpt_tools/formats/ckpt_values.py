@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ckpt_tools.formats.ckpt_wire import LENGTH, VARINT, WireField, WireReader
+from ckpt_tools.formats.ckpt_wire import LENGTH, WireField, WireReader
+from ckpt_tools.formats.wire_message import expect_type, fields_once, read_numbers, read_text
 from surgery.errors import CorruptInputError, PetSurgeryError, Problem, UnknownFormatError
 
 __all__ = ["CRC_MAGIC", "TRAILER_BYTES", "Trailer", "Value", "ValueProblems", "quote_name", "walk_values"]
@@ -151,9 +152,9 @@ def _trailer(reader: WireReader, offset: int) -> Trailer:
 
 def _value(reader: WireReader, outer: WireField, problems: ValueProblems) -> Value | None:
     try:
-        _expect(reader, outer, LENGTH, "a value")
-        parts = _once(reader, outer, {1: "a name", 2: "a tensor", 3: "a map parameter"})
-        name = _text(reader, parts.get(1), outer, "a name", _MAX_NAME_BYTES)
+        expect_type(reader, outer, LENGTH, "a value")
+        parts = fields_once(reader, outer, {1: "a name", 2: "a tensor", 3: "a map parameter"})
+        name = read_text(reader, parts.get(1), outer, "a name", _MAX_NAME_BYTES)
     except CorruptInputError as error:
         problems.add(error)
         return None
@@ -177,61 +178,21 @@ def _tensor(reader: WireReader, offset: int, name: str, message: WireField) -> V
     parts: dict[int, WireField] = {}
     for field in reader.fields(message.start, message.stop):
         if field.number == 1:
-            for dim in _dims(reader, field):
+            for dim in read_numbers(reader, field, "a dimension"):
                 if dim >= 2**63:
                     raise reader.corrupt(field.offset, f"a dimension of {dim - 2**64}", "none below 0")
                 if len(dims) == _MAX_AXES:
                     raise reader.corrupt(field.offset, f"more than {_MAX_AXES} dimensions", f"at most {_MAX_AXES}")
                 dims.append(dim)
         elif field.number in (2, 3):
-            _expect(reader, field, LENGTH, "a type or a content")
+            expect_type(reader, field, LENGTH, "a type or a content")
             if field.number in parts:
                 raise reader.corrupt(field.offset, f"a second {'type' if field.number == 2 else 'content'}", "one")
             parts[field.number] = field
-    type_name = _text(reader, parts.get(2), message, "a type", _MAX_TYPE_BYTES)
+    type_name = read_text(reader, parts.get(2), message, "a type", _MAX_TYPE_BYTES)
     if 3 not in parts:
         raise reader.corrupt(message.offset, "a tensor without content", "a content, if of 0 bytes")
     return Value(offset, name, tuple(dims), type_name, parts[3].start, parts[3].stop)
-
-
-def _dims(reader: WireReader, field: WireField) -> Iterator[int]:
-    if field.wire_type == VARINT:
-        yield field.value
-        return
-    _expect(reader, field, LENGTH, "a dimension")
-    start = field.start
-    while start < field.stop:
-        dim, start = reader.varint(start, field.stop)
-        yield dim
-
-
-def _once(reader: WireReader, outer: WireField, known: dict[int, str]) -> dict[int, WireField]:
-    parts: dict[int, WireField] = {}
-    for field in reader.fields(outer.start, outer.stop):
-        if field.number in known:
-            _expect(reader, field, LENGTH, known[field.number])
-            if field.number in parts:
-                raise reader.corrupt(field.offset, f"{known[field.number]} a second time in one value", "one")
-            parts[field.number] = field
-    return parts
-
-
-def _text(reader: WireReader, field: WireField | None, outer: WireField, what: str, max_bytes: int) -> str:
-    if field is None or field.start == field.stop:
-        raise reader.corrupt(outer.offset, f"a value without {what}", what)
-    if field.stop - field.start > max_bytes:
-        found = f"{what} of {field.stop - field.start:,} bytes"
-        raise reader.corrupt(field.offset, found, f"at most {max_bytes:,} bytes")
-    data = reader.content(field.start, field.stop)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise reader.corrupt(field.offset, f"{what} of {data[:40]!r}", "valid UTF-8") from error
-
-
-def _expect(reader: WireReader, field: WireField, wire_type: int, what: str) -> None:
-    if field.wire_type != wire_type:
-        raise reader.corrupt(field.offset, f"wire type {field.wire_type} for {what}", f"wire type {wire_type}")
 
 
 def _at(error: CorruptInputError, place: str) -> CorruptInputError:
