@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ckpt_tools.formats import Checkpoint, open_checkpoint
     from ckpt_tools.merging import merge
-    from ckpt_tools.reports import MergeReport
+    from ckpt_tools.reports import MergeReport, TransformReport
     from ckpt_tools.saving import save_checkpoint
+    from ckpt_tools.transforming import transform
 
-__all__ = ["Checkpoint", "MergeReport", "merge", "open_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "MergeReport", "TransformReport", "merge", "open_checkpoint", "save_checkpoint", "transform"]
 
 _HOMES = {
     "Checkpoint": "ckpt_tools.formats",
     "MergeReport": "ckpt_tools.reports",
+    "TransformReport": "ckpt_tools.reports",
     "merge": "ckpt_tools.merging",
     "open_checkpoint": "ckpt_tools.formats",
     "save_checkpoint": "ckpt_tools.saving",
+    "transform": "ckpt_tools.transforming",
 }
 
 

@@ -6,7 +6,15 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 
-__all__ = ["AdapterReport", "AdapterUse", "DroppedTensor", "FoldedWeight", "MergeReport"]
+__all__ = [
+    "AdapterReport",
+    "AdapterUse",
+    "DroppedTensor",
+    "FoldedWeight",
+    "MergeReport",
+    "TransformReport",
+    "TransformedTensor",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +145,82 @@ class MergeReport:
 
     def to_json(self) -> str:
         """The report as one JSON object; numbers that are not finite become null."""
+        return json.dumps(_finite(asdict(self)), allow_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TransformedTensor:
+    """A tensor of a transformed checkpoint.
+
+    Attributes:
+        name: Its name in the output.
+        shape: The whole tensor's shape.
+        dtype: Its element type in the output.
+        src_parts: In how many parts each axis is cut in the source.
+        dst_parts: In how many in the output.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    src_parts: tuple[int, ...]
+    dst_parts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TransformReport:
+    """What `transform` did, or in a dry run would do.
+
+    Attributes:
+        output: Where the output lies.
+        dry_run: Whether nothing was written.
+        source: The source's path.
+        src_strategy: The source's strategy; None where it is whole.
+        dst_strategy: The output's strategy; None where it is whole.
+        step: Epoch and step in the names of the source's files, as `9_1`; empty where they have none.
+        src_ranks: How many ranks the source has; 0 where it is whole.
+        dst_ranks: How many the output has; 0 where it is whole.
+        format: `ckpt` or `safetensors`.
+        files: Names of the output's files; a single one is the output itself.
+        tensors: What the output holds.
+        dropped: Names of the source that the target has no layout for: optimizer states, and what was allowed.
+        missing: Names of the target's strategy that the source does not have.
+        warnings: What the user ought to know, a sentence each.
+        bytes_read: Bytes of the source that are read for the output.
+        bytes_written: Bytes of the output.
+        peak_memory_bytes: The anonymous memory that is expected at most.
+        free_disk_bytes: Room at the output's place before writing.
+        seconds: Wall-clock time.
+        resumed: Files that a killed run of the same plan had completed.
+        version: This tool's version.
+        command: `transform`.
+    """
+
+    output: str
+    dry_run: bool
+    source: str
+    src_strategy: str | None
+    dst_strategy: str | None
+    step: str
+    src_ranks: int
+    dst_ranks: int
+    format: str
+    files: tuple[str, ...]
+    tensors: tuple[TransformedTensor, ...]
+    dropped: tuple[str, ...]
+    missing: tuple[str, ...]
+    warnings: tuple[str, ...]
+    bytes_read: int
+    bytes_written: int
+    peak_memory_bytes: int
+    free_disk_bytes: int
+    seconds: float
+    resumed: tuple[str, ...] = ()
+    version: str = ""
+    command: str = field(default="transform")
+
+    def to_json(self) -> str:
+        """The report as one JSON object."""
         return json.dumps(_finite(asdict(self)), allow_nan=False)
 
 

@@ -6,10 +6,10 @@ from collections import Counter
 from statistics import median
 
 from ckpt_tools.cli.common import printable
-from ckpt_tools.reports import FoldedWeight, MergeReport
+from ckpt_tools.reports import FoldedWeight, MergeReport, TransformReport
 from ckpt_tools.sizes import format_size
 
-__all__ = ["summarise"]
+__all__ = ["summarise", "volume_facts"]
 
 
 def summarise(report: MergeReport) -> str:
@@ -57,18 +57,21 @@ def _facts(report: MergeReport) -> list[tuple[str, str]]:
     if report.dropped:
         reasons = Counter(entry.reason for entry in report.dropped)
         facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in reasons.items())))
+    return facts + volume_facts(report)
+
+
+def volume_facts(report: MergeReport | TransformReport) -> list[tuple[str, str]]:
+    """What was, or would be, read and written."""
     files = f"{len(report.files)} files" if len(report.files) > 1 else report.format
     written = f"{format_size(report.bytes_written)}, {files}"
     if report.dry_run:
-        facts += [
+        return [
             ("reads", format_size(report.bytes_read)),
             ("writes", f"{written}; {format_size(report.free_disk_bytes)} free"),
             ("memory", f"at most {format_size(report.peak_memory_bytes)}"),
         ]
-    else:
-        rate = format_size(round(report.bytes_written / max(report.seconds, 1e-9)))
-        facts.append(("wrote", f"{written}, in {report.seconds:.2f} s ({rate}/s)"))
-    return facts
+    rate = format_size(round(report.bytes_written / max(report.seconds, 1e-9)))
+    return [("wrote", f"{written}, in {report.seconds:.2f} s ({rate}/s)")]
 
 
 def _measurements(folded: list[FoldedWeight]) -> list[tuple[str, str]]:

@@ -305,8 +305,8 @@ def _open_inputs(
     base = open_checkpoint(base_path)
     files = [open_checkpoint(path) for path in adapter_paths]
     if with_crc:
-        for checkpoint in (base, *files):
-            _check_crcs(checkpoint, progress)
+        for file, expected in (item for checkpoint in (base, *files) for item in checkpoint.crc.items()):
+            check_crc(file, expected, progress)
     keys = sort_keys(base)
     is_combined = not files
     adapters = tuple(
@@ -314,15 +314,6 @@ def _open_inputs(
         for file, option in zip(files or [base], options, strict=True)
     )
     return _Inputs(base, keys, huggingface_config(base), adapters, is_combined)
-
-
-def _check_crcs(checkpoint: Checkpoint, progress: Progress) -> None:
-    for source, expected in checkpoint.crc.items():
-        progress.start(source.size, "checking CRC")
-        try:
-            check_crc(source, expected, progress)
-        finally:
-            progress.finish()
 
 
 def _base_problems(inputs: _Inputs) -> list[Problem]:

@@ -6,7 +6,6 @@ Checked        the same values, of which those that are not finite are counted
 Reshaped       the same values under another shape
 Transposed     the last two axes exchanged
 Sliced         a rectangle
-Concatenated   several tensors behind each other on one axis
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from ckpt_tools.tensors.lazy import (
     region_shape,
 )
 
-__all__ = ["Cast", "Checked", "Concatenated", "Constant", "Reshaped", "Sliced", "Transposed", "reshape", "unreshaped"]
+__all__ = ["Cast", "Checked", "Constant", "Reshaped", "Sliced", "Transposed", "reshape", "unreshaped"]
 
 
 @final
@@ -231,56 +230,6 @@ class Sliced(LazyTensor):
 
     def sources(self) -> Iterator[ByteRun]:
         return self.source.sources()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Concatenated(LazyTensor):
-    """Several tensors of one type behind each other along one axis.
-
-    Attributes:
-        parts: The tensors, alike in all other axes.
-        axis: The axis along which they follow each other.
-    """
-
-    parts: tuple[LazyTensor, ...]
-    axis: int = 0
-
-    @property
-    def dtype(self) -> DType:  # type: ignore[override]  # derived from the parts
-        return self.parts[0].dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]  # derived from the parts
-        first = self.parts[0].shape
-        length = sum(part.shape[self.axis] for part in self.parts)
-        return (*first[: self.axis], length, *first[self.axis + 1 :])
-
-    def byte_runs(self) -> tuple[ByteRun, ...] | None:
-        if self.axis != 0:
-            return None
-        runs = [part.byte_runs() for part in self.parts]
-        if any(run is None for run in runs):
-            return None
-        return tuple(run for group in runs if group is not None for run in group)
-
-    def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
-        start, stop = region[self.axis]
-        pieces, begin = [], 0
-        for part in self.parts:
-            end = begin + part.shape[self.axis]
-            low, high = max(start, begin), min(stop, end)
-            if low < high:
-                inner = (*region[: self.axis], (low - begin, high - begin), *region[self.axis + 1 :])
-                pieces.append(part.read(inner, statistics))
-            begin = end
-        if not pieces:
-            return np.empty(region_shape(region), self.dtype.numpy)
-        return pieces[0] if len(pieces) == 1 else np.ascontiguousarray(np.concatenate(pieces, self.axis))
-
-    def sources(self) -> Iterator[ByteRun]:
-        for part in self.parts:
-            yield from part.sources()
 
 
 def _cut(array: np.ndarray, region: Region) -> np.ndarray:

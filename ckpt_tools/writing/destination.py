@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
 __all__ = ["check_destination", "check_room", "destination"]
 
 _WEIGHTS = (".safetensors", ".ckpt")
+_RANK_FOLDER = re.compile(r"rank_\d+")
 
 
 def destination(output: str | os.PathLike[str]) -> Path:
@@ -75,9 +77,12 @@ def _check_replaceable(plan: Plan) -> None:
     if not is_folder:
         return
     entries = list(output.iterdir())
-    folders = [entry.name for entry in entries if entry.is_dir()]
+    ranks = [entry for entry in entries if _RANK_FOLDER.fullmatch(entry.name) and entry.is_dir()]
+    folders = [entry.name for entry in entries if entry.is_dir() and entry not in ranks]
+    folders += [f"{rank.name}/{entry.name}" for rank in ranks for entry in rank.iterdir() if entry.is_dir()]
     if folders:
         raise _kept(output, f"a folder with other folders in it ({folders[0]}), which no output has")
+    entries = [entry for folder in (output, *ranks) for entry in folder.iterdir() if not entry.is_dir()]
     if entries and not any(entry.suffix in _WEIGHTS for entry in entries):
         raise _kept(output, f"a folder without weights ({entries[0].name})")
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckpt_tools.formats.ckpt import crc_trailer, layout_ckpt
 from ckpt_tools.formats.model import FileLayout, NamedTensor
 from ckpt_tools.formats.safetensors import layout_safetensors
-from ckpt_tools.tensors.lazy import ByteRun
+from ckpt_tools.tensors.lazy import ByteRun, LazyTensor
 from ckpt_tools.tensors.sources import Source
+from ckpt_tools.tensors.views import Sliced
 from surgery.version import __version__
 
 __all__ = ["Entry", "OutputBytes", "OutputCopy", "OutputFile", "Plan"]
@@ -47,6 +48,10 @@ class OutputFile:
         if self.format == "ckpt":
             return layout_ckpt(self.tensors)
         return layout_safetensors(self.tensors, self.metadata)
+
+    def nbytes(self) -> int:
+        """Bytes of the whole file."""
+        return self.layout().size + (len(crc_trailer(0)) if self.crc else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +98,12 @@ class Plan:
 
     def sources(self) -> set[Source]:
         """Every file that is read."""
-        found = {run.source for _, tensor in self.tensors() for run in tensor.sources()}
+        found = {run.source for run in self._runs()}
         return found | {entry.source for entry in self.entries if isinstance(entry, OutputCopy)}
 
     def bytes_read(self) -> int:
         """Bytes of the inputs that are read, each once."""
-        runs = {run for _, tensor in self.tensors() for run in tensor.sources()}
-        return _union(runs) + sum(entry.source.size for entry in self.entries if isinstance(entry, OutputCopy))
+        return _union(self._runs()) + sum(entry.source.size for entry in self.entries if isinstance(entry, OutputCopy))
 
     def bytes_written(self) -> int:
         """Bytes of the output."""
@@ -107,13 +111,43 @@ class Plan:
 
     def digest(self) -> str:
         """SHA-256 over all that decides the output's bytes, the inputs' identity and this project's version too."""
-        text = "\n".join(repr(entry) for entry in self.entries)
-        return hashlib.sha256(f"{__version__}\n{self.is_folder}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()
+        digest = hashlib.sha256(f"{__version__}\n{self.is_folder}\n".encode())
+        known: dict[int, str] = {}
+        for entry in self.entries:
+            digest.update(f"{_text(entry, known)}\n".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def _runs(self) -> set[ByteRun]:
+        """The stretches that are read; those of a tensor of which many files hold a slice are asked for once."""
+        whole = {id(whole): whole for whole in (_unsliced(tensor) for _, tensor in self.tensors())}
+        return {run for tensor in whole.values() for run in tensor.sources()}
+
+
+def _unsliced(tensor: LazyTensor) -> LazyTensor:
+    while isinstance(tensor, Sliced):
+        tensor = tensor.source
+    return tensor
+
+
+def _text(entry: Entry, known: dict[int, str]) -> str:
+    """An entry as text; a tensor of which many files hold a slice is spelled out once, and then named by its digest."""
+    if not isinstance(entry, OutputFile):
+        return repr(entry)
+    parts = [repr(replace(entry, tensors=()))]
+    for name, tensor in entry.tensors:
+        regions = []
+        while isinstance(tensor, Sliced):
+            regions.append(tensor.region)
+            tensor = tensor.source
+        if id(tensor) not in known:
+            known[id(tensor)] = hashlib.sha256(repr(tensor).encode("utf-8", "surrogatepass")).hexdigest()
+        parts.append(f"{name!r} {regions} {known[id(tensor)]}")
+    return "\n".join(parts)
 
 
 def _entry_size(entry: Entry) -> int:
     if isinstance(entry, OutputFile):
-        return entry.layout().size + (len(crc_trailer(0)) if entry.crc else 0)
+        return entry.nbytes()
     return entry.source.size if isinstance(entry, OutputCopy) else len(entry.data)
 
 

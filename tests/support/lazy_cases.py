@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
+from ckpt_tools.tensors.assembled import concatenated
 from ckpt_tools.tensors.dtypes import BY_NAME, DType, dtype_of
 from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Region, Stored, region_shape
 from ckpt_tools.tensors.sources import open_source
-from ckpt_tools.tensors.views import Cast, Concatenated, Constant, Sliced, Transposed, reshape
+from ckpt_tools.tensors.views import Cast, Constant, Sliced, Transposed, reshape
 
 Case = tuple[LazyTensor, np.ndarray]
 
@@ -95,7 +96,7 @@ def cases(draw: st.DrawFn, new_path: Callable[[], Path], shape: tuple[int, ...],
     axis = draw(st.integers(0, len(shape) - 1))
     cut = draw(st.integers(0, shape[axis]))
     parts = [inner((*shape[:axis], size, *shape[axis + 1 :])) for size in (cut, shape[axis] - cut)]
-    tensor = Concatenated(tuple(part for part, _ in parts), axis)
+    tensor = concatenated(tuple(part for part, _ in parts), axis)
     return tensor, np.concatenate([array for _, array in parts], axis)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 import tempfile
 from pathlib import Path
@@ -14,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lazy_cases import DTYPES, Case, cases, regions, shapes, sliced, stored
 
+from ckpt_tools.tensors.assembled import Assembled, concatenated
 from ckpt_tools.tensors.dtypes import BY_NAME, dtype_of
 from ckpt_tools.tensors.lazy import LazyTensor, Statistics, Stored, full_region
 from ckpt_tools.tensors.sources import close_sources, read_exactly
 from ckpt_tools.tensors.views import (
     Cast,
     Checked,
-    Concatenated,
     Constant,
     Reshaped,
     Sliced,
@@ -164,21 +165,51 @@ def test_views_ask_for_no_more_than_they_need() -> None:
 
 def test_parts_that_a_region_does_not_meet_are_not_read() -> None:
     parts = [Recorder(np.full((2, 3), float(number))) for number in range(3)]
-    Concatenated(tuple(parts), 1).read(((0, 1), (4, 6)))
+    concatenated(tuple(parts), 1).read(((0, 1), (4, 6)))
     assert [part.regions for part in parts] == [[], [((0, 1), (1, 3))], []]
 
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_only_parts_behind_each_other_on_the_first_axis_are_bytes_behind_each_other(tmp_path: Path, axis: int) -> None:
     parts = tuple(stored(tmp_path / str(number), np.zeros((2, 3), np.int8)) for number in range(2))
-    tensor = Concatenated(parts, axis)
+    tensor = concatenated(parts, axis)
     assert tensor.byte_runs() == ((*parts[0].runs, *parts[1].runs) if axis == 0 else None)
     assert list(tensor.sources()) == [*parts[0].runs, *parts[1].runs]
 
 
+@given(data=st.data())
+def test_slices_in_a_grid_are_read_as_the_whole_that_was_cut(data: st.DataObject) -> None:
+    whole = np.arange(math.prod(shape := data.draw(shapes(max_axes=3, max_size=6, min_size=1)))).reshape(shape)
+    edges = tuple(
+        (0, *sorted(data.draw(st.sets(st.integers(0, size), max_size=3)) - {0, size}), size) for size in shape
+    )
+    cells = itertools.product(*(itertools.pairwise(cuts) for cuts in edges))
+    with tempfile.TemporaryDirectory() as folder:
+        parts = tuple(stored(Path(folder) / str(number), sliced(whole, cell)) for number, cell in enumerate(cells))
+        tensor = Assembled(edges, parts)
+        region = data.draw(regions(shape))
+        assert np.array_equal(tensor.read(region), sliced(whole, region))
+        assert tensor.read(region).shape == sliced(whole, region).shape
+        runs = tensor.byte_runs()
+        if runs is not None:
+            content = b"".join(read_exactly(run.source, run.offset, run.length) for run in runs)
+            assert content == whole.tobytes()
+        close_sources()
+
+
+def test_parts_that_are_not_those_of_the_grid_are_refused() -> None:
+    part = constant(np.zeros((2, 3), np.float32))
+    with pytest.raises(ValueError, match="other shapes"):
+        Assembled(((0, 2, 5), (0, 3)), (part, part))
+    with pytest.raises(ValueError, match="other shapes"):
+        Assembled(((0, 2, 4), (0, 3)), (part,))
+    with pytest.raises(ValueError, match="several types"):
+        Assembled(((0, 2, 4), (0, 3)), (part, constant(np.zeros((2, 3)))))
+
+
 def test_a_part_that_is_computed_makes_the_whole_computed(tmp_path: Path) -> None:
     part = stored(tmp_path / "x", np.zeros(2, np.float32))
-    assert Concatenated((part, constant(np.zeros(2, np.float32)))).byte_runs() is None
+    assert concatenated((part, constant(np.zeros(2, np.float32)))).byte_runs() is None
     assert Sliced(Cast(part, BY_NAME["fp16"]), ((0, 1),)).byte_runs() is None
 
 

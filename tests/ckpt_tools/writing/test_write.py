@@ -19,11 +19,12 @@ from lazy_cases import arrays, shapes, stored
 
 from ckpt_tools.formats.ckpt import layout_ckpt, read_ckpt
 from ckpt_tools.formats.model import NamedTensor
+from ckpt_tools.tensors.assembled import concatenated
 from ckpt_tools.tensors.dtypes import BY_NAME, dtype_of
 from ckpt_tools.tensors.folding import LowRankTerm, Merged
 from ckpt_tools.tensors.lazy import LazyTensor, Statistics
 from ckpt_tools.tensors.sources import close_sources, open_source
-from ckpt_tools.tensors.views import Cast, Concatenated, Constant, Reshaped, Sliced, Transposed
+from ckpt_tools.tensors.views import Cast, Constant, Reshaped, Sliced, Transposed
 from ckpt_tools.writing import plan as planning
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import Entry, OutputBytes, OutputCopy, OutputFile, Plan
@@ -68,7 +69,7 @@ def tensor_lists(draw: st.DrawFn, folder: Path) -> list[NamedTensor]:
         elif kind == "folded" and dtype.is_float and len(shape) >= 2:
             tensor = Reshaped(merged(tensor, dtype.name), (array.size,))
         elif kind == "twice" and shape:
-            tensor = Concatenated((tensor, tensor))
+            tensor = concatenated((tensor, tensor))
         tensors.append((f"tensor {number}", tensor))
     return tensors
 

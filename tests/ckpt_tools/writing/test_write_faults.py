@@ -18,8 +18,7 @@ from ckpt_tools.tensors.dtypes import BY_NAME, dtype_of
 from ckpt_tools.tensors.lazy import LazyTensor, Region, Statistics
 from ckpt_tools.tensors.sources import open_source
 from ckpt_tools.tensors.views import Constant
-from ckpt_tools.writing import atomic
-from ckpt_tools.writing import write as writing
+from ckpt_tools.writing import atomic, file_job
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import Entry, OutputBytes, OutputCopy, OutputFile, Plan
 from ckpt_tools.writing.write import Outcome, execute
@@ -187,7 +186,7 @@ def test_a_disk_that_fails_is_told_with_what_to_do(
     def refuse(*arguments: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(writing if call == "preallocate" else os, call, refuse)
+    monkeypatch.setattr(file_job if call == "preallocate" else os, call, refuse)
     with pytest.raises(ResourceError, match=f"out: writing failed: {os.strerror(code).lower()}.*{remedy}"):
         execute(plan_of(tmp_path / "out", constant(1, 2, 3)))
     assert list(tmp_path.iterdir()) == []
@@ -212,7 +211,7 @@ def test_a_kernel_without_copies_and_promises_of_room_gives_the_same_bytes(
         raise OSError(errno.ENOSYS, "not here")
 
     monkeypatch.setattr(os, "copy_file_range", unsupported)
-    monkeypatch.setattr(writing, "preallocate", os.ftruncate)
+    monkeypatch.setattr(file_job, "preallocate", os.ftruncate)
     execute(plan_of(tmp_path / "two", tensor))
     assert (tmp_path / "one" / "x.ckpt").read_bytes() == (tmp_path / "two" / "x.ckpt").read_bytes()
 

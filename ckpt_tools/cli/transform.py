@@ -1,0 +1,148 @@
+"""pet-transform: reshard a checkpoint by strategy files."""
+
+from __future__ import annotations
+
+import click
+
+from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, print_result, run, say
+
+__all__ = ["main", "transform_command"]
+
+
+@click.command("pet-transform", context_settings=HELP)
+@click.argument("source", metavar="SRC", type=PATH)
+@click.option(
+    "--src-strategy",
+    type=PATH,
+    metavar="FILE|DIR",
+    help="How SRC is cut: the strategy that its run saved, or the folder with those of all stages.  [default: whole]",
+)
+@click.option("--dst-strategy", type=PATH, metavar="FILE|DIR", help="How the output is cut.  [default: whole]")
+@click.option(
+    "--prefix",
+    default="checkpoint_",
+    show_default=True,
+    metavar="TEXT",
+    help="What the names of ranks' files begin with.",
+)
+@click.option("--step", metavar="EPOCH_STEP", help="Which step of the ranks' files, e.g. 9_1.  [default: the latest]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["keep", "bf16", "fp16", "fp32"]),
+    default="keep",
+    show_default=True,
+    help="Element type of all floating-point tensors of the output.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["keep", "ckpt", "safetensors"]),
+    default="keep",
+    show_default=True,
+    help="File format of the output.",
+)
+@click.option("--max-shard-size", metavar="SIZE", help="Largest shard of a whole output's folder.  [default: 5GB]")
+@click.option(
+    "--names",
+    type=PATH,
+    default="keep",
+    show_default=True,
+    metavar="keep|hf|mindformers|FILE.json",
+    help="Names of the output's tensors.",
+)
+@click.option(
+    "--replicated", multiple=True, metavar="PATTERN", help="Tensors that --src-strategy lacks as every rank has all."
+)
+@click.option(
+    "--allow-missing", multiple=True, metavar="PATTERN", help="Parameters of --dst-strategy that SRC may lack."
+)
+@click.option("--allow-unused", multiple=True, metavar="PATTERN", help="Tensors of SRC that --dst-strategy may lack.")
+@click.option("--check-replicas", is_flag=True, help="Compare all that SRC holds more than once.")
+@click.option("--check-crc", is_flag=True, help="Check the CRC-32 of .ckpt inputs.")
+@common_options
+def transform_command(
+    source: str,
+    *,
+    src_strategy: str | None,
+    dst_strategy: str | None,
+    prefix: str,
+    step: str | None,
+    dtype: str,
+    format: str,
+    max_shard_size: str | None,
+    names: str,
+    replicated: tuple[str, ...],
+    allow_missing: tuple[str, ...],
+    allow_unused: tuple[str, ...],
+    check_replicas: bool,
+    check_crc: bool,
+    output: str | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    threads: int | None,
+    max_memory: str | None,
+) -> None:
+    """Write a distributed checkpoint in another layout.
+
+    \b
+    Examples:
+      pet-transform output/ --src-strategy strategy.ckpt -o whole.safetensors
+      pet-transform output/ --src-strategy stages/ --dst-strategy infer.ckpt -o infer/
+      pet-transform llama.ckpt --dst-strategy strategy/ckpt_strategy_rank_0.ckpt -o ranks/
+      pet-transform output/ --src-strategy strategy.ckpt --step 10_2 --dry-run
+
+    SRC is a folder of rank_N folders, with --src-strategy; or a whole checkpoint: a .ckpt, a safetensors file or
+    a folder of shards. With --dst-strategy the output is a folder with rank_N/checkpoint_N files, which MindSpore
+    loads; without, it is one checkpoint: a file where -o has a suffix, else a folder of shards with an index.
+    Inputs are never modified, and the output appears whole or not at all.
+
+    Headers are read first. Every element of the output has to come from exactly one place, and the strategies have to
+    speak of the same parameters as the files; all problems are told at once, before anything is written.
+
+    \b
+    Exit codes:  0 done   2 usage   3 input missing   4 input corrupt   5 inputs don't fit together
+                 7 no room, no memory, I/O error   8 output exists   130 interrupted
+    """  # noqa: D301 - click reads \b as "keep these lines"
+    from ckpt_tools.cli.transform_summary import summarise
+    from ckpt_tools.transforming import transform
+    from ckpt_tools.writing.linux import keep_freed_memory
+
+    keep_freed_memory()
+    report = transform(
+        source,
+        src_strategy=src_strategy,
+        dst_strategy=dst_strategy,
+        output=output,
+        prefix=prefix,
+        step=step,
+        dtype=dtype,
+        format=format,
+        max_shard_size=max_shard_size,
+        names=names,
+        replicated=replicated,
+        allow_missing=allow_missing,
+        allow_unused=allow_unused,
+        check_replicas=check_replicas,
+        check_crc=check_crc,
+        force=force,
+        dry_run=dry_run,
+        threads=threads,
+        max_memory=max_memory,
+        progress=make_progress(quiet),
+    )
+    for warning in report.warnings:
+        say(f"warning: {warning}")
+    if as_json:
+        print_result(report.to_json())
+    elif not quiet:
+        print_result(summarise(report))
+
+
+def main() -> None:
+    """Entry point of the script `pet-transform`."""
+    run(transform_command)
+
+
+if __name__ == "__main__":
+    main()

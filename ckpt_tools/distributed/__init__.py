@@ -1,0 +1,9 @@
+"""Whole tensors of the slices that ranks hold, and slices for ranks of whole tensors; no bytes are moved."""
+
+from ckpt_tools.distributed.gathering import Gathered, gather
+from ckpt_tools.distributed.opening import Opened, open_whole
+from ckpt_tools.distributed.rank_outputs import plan_ranks
+from ckpt_tools.distributed.replicas import compare_replicas
+from ckpt_tools.distributed.scattering import Scattered, scatter
+
+__all__ = ["Gathered", "Opened", "Scattered", "compare_replicas", "gather", "open_whole", "plan_ranks", "scatter"]

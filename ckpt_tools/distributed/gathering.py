@@ -1,0 +1,236 @@
+"""The whole tensors behind the files of all ranks: proven to be covered by their slices, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from ckpt_tools.formats.ranks import RankFolder
+from ckpt_tools.layout.model import Layout, Strategy
+from ckpt_tools.layout.slices import Cut, cell_region, cut_evenly, cut_of
+from ckpt_tools.tensors.assembled import Assembled
+from ckpt_tools.tensors.lazy import LazyTensor, Stored, region_shape
+from surgery.errors import MismatchError, Problem
+from surgery.states import is_training_scalar
+
+__all__ = ["Gathered", "Replica", "gather"]
+
+_MAX_PROBLEMS = 50
+_MAX_NAMES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """Two tensors that have to hold the same values, and where each of them comes from."""
+
+    name: str
+    kept: LazyTensor
+    other: LazyTensor
+    kept_from: str
+    other_from: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Whole tensors.
+
+    Attributes:
+        tensors: Name to whole tensor, in the order of the ranks' files.
+        parts: Name to the number of parts on each axis; a tensor that every rank holds whole has ones.
+        unlisted: The names among them that are in no layout, and that each rank is to hold whole.
+        replicas: What the files hold more than once.
+    """
+
+    tensors: Mapping[str, LazyTensor]
+    parts: Mapping[str, tuple[int, ...]]
+    unlisted: frozenset[str] = frozenset()
+    replicas: tuple[Replica, ...] = ()
+
+
+def gather(folder: RankFolder, strategy: Strategy, replicated: Sequence[str] = ()) -> Gathered:
+    """Put the slices of all ranks together.
+
+    Args:
+        folder: The files of all ranks.
+        strategy: What the slices are.
+        replicated: Patterns of names that the strategy may lack, since every rank holds all of them.
+
+    Raises:
+        MismatchError: Files and strategy do not fit together; all problems at once.
+    """
+    if len(folder.ranks) != strategy.ranks:
+        stages = (
+            f"{len(strategy.stages)} stages of {strategy.stage_devices}" if len(strategy.stages) > 1 else "one stage"
+        )
+        raise MismatchError(
+            Problem(
+                str(folder.path),
+                f"{len(folder.ranks)} rank folders",
+                f"{strategy.ranks}, as in the strategy {strategy.path} ({stages})",
+                "Pass the strategy that this run saved; of a pipeline, the folder with the files of all stages",
+            )
+        )
+    work = _Gathering(folder, strategy, replicated)
+    work.run()
+    return work.result()
+
+
+@dataclass(slots=True)
+class _Gathering:
+    folder: RankFolder
+    strategy: Strategy
+    replicated: Sequence[str]
+    tensors: dict[str, LazyTensor] = field(default_factory=dict)
+    parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    unlisted: dict[str, int] = field(default_factory=dict)  # to the first rank that holds it
+    replicas: list[Replica] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def run(self) -> None:
+        for stage, layouts in enumerate(self.strategy.stages):
+            ranks = range(stage * self.strategy.stage_devices, (stage + 1) * self.strategy.stage_devices)
+            names = dict.fromkeys(name for rank in ranks for name in self.folder.ranks[rank].tensors)
+            left_out = []
+            for name in names:
+                if name in layouts:
+                    self._assemble(name, layouts[name], ranks)
+                elif self._may_be_unlisted(name, ranks):
+                    self._keep_unlisted(name, ranks)
+                else:
+                    left_out.append(name)
+            if left_out:
+                self._refuse_left_out(left_out)
+
+    def result(self) -> Gathered:
+        if self.problems:
+            more = len(self.problems) - _MAX_PROBLEMS
+            rest = [Problem(str(self.folder.path), f"{more} more problems of these kinds")] if more > 0 else []
+            raise MismatchError([*self.problems[:_MAX_PROBLEMS], *rest])
+        return Gathered(self.tensors, self.parts, frozenset(self.unlisted), tuple(self.replicas))
+
+    def _held(self, name: str, ranks: Sequence[int]) -> Iterator[tuple[int, Stored]]:
+        """The ranks among these that hold a tensor, and what they hold."""
+        for rank in ranks:
+            tensor = self.folder.ranks[rank].tensors.get(name)
+            if tensor is not None:
+                yield rank, tensor
+
+    def _where(self, name: str, rank: int) -> str:
+        return f"{self.folder.ranks[rank].path}, {name}"
+
+    def _assemble(self, name: str, layout: Layout, ranks: range) -> None:
+        held = dict(self._held(name, ranks))
+        first_rank, first = next(iter(held.items()))
+        try:
+            cut = cut_of(layout, len(first.shape), self._where(name, first_rank))
+            edges = cut_evenly(_whole_shape(first.shape, cut, layout), cut.parts, layout.split_shape, name)
+        except MismatchError as error:
+            self.problems += error.problems
+            return
+        found = len(self.problems)
+        self._check_slices(name, cut, edges, ranks, held)
+        if len(self.problems) > found:
+            return
+        holders = [[ranks[number] for number in group if ranks[number] in held] for group in cut.holders().values()]
+        cells = tuple(held[group[0]] for group in holders)
+        whole = cells[0] if len(cells) == 1 else Assembled(edges, cells)
+        for group in holders:
+            for rank in group[1:]:
+                self._add_replica(name, held[group[0]], held[rank], f"rank {group[0]}", f"rank {rank}")
+        self._add(name, whole, cut.parts, ranks)
+
+    def _check_slices(
+        self, name: str, cut: Cut, edges: tuple[tuple[int, ...], ...], ranks: range, held: Mapping[int, Stored]
+    ) -> None:
+        first = next(iter(held.values()))
+        for number, cell in enumerate(cut.cells):
+            tensor = held.get(ranks[number])
+            if tensor is None:
+                continue
+            expected = region_shape(cell_region(edges, cell))
+            if tensor.shape != expected:
+                found, wanted = (
+                    f"shape {_text(tensor.shape)}",
+                    f"{_text(expected)}, by the strategy and the other ranks",
+                )
+                self.problems.append(Problem(self._where(name, ranks[number]), found, wanted))
+            elif tensor.dtype != first.dtype:
+                found, wanted = f"type {tensor.dtype}", f"{first.dtype}, as on rank {next(iter(held))}"
+                self.problems.append(Problem(self._where(name, ranks[number]), found, wanted))
+        for cell, group in cut.holders().items():
+            members = [ranks[number] for number in group]
+            lacking = [rank for rank in members if rank not in held]
+            if len(lacking) == len(members):
+                found, wanted = f"part {_text(cell)} on none of {_ranks(lacking)}", "a rank that holds each part"
+                self.problems.append(Problem(f"{self.folder.path}, {name}", found, wanted, "Copy the files again"))
+                continue
+            wanted = f"it, as on {_ranks([rank for rank in members if rank in held])}"
+            self.problems += [
+                Problem(self._where(name, rank), "not in the file", wanted)
+                for rank in lacking
+                if self.folder.ranks[rank].metadata.get("remove_redundancy", "").lower() != "true"
+            ]
+
+    def _add(self, name: str, whole: LazyTensor, parts: tuple[int, ...], ranks: Sequence[int]) -> None:
+        known = self.tensors.get(name)
+        if known is None:
+            self.tensors[name], self.parts[name] = whole, parts
+        elif (known.shape, known.dtype) != (whole.shape, whole.dtype):
+            found = f"{_text(whole.shape)} of {whole.dtype} in the stage of rank {ranks[0]}"
+            wanted = f"{_text(known.shape)} of {known.dtype}, as in a stage before"
+            self.problems.append(Problem(f"{self.folder.path}, {name}", found, wanted))
+        else:
+            self._add_replica(name, known, whole, "a stage before", f"the stage of rank {ranks[0]}")
+
+    def _add_replica(self, name: str, kept: LazyTensor, other: LazyTensor, kept_from: str, other_from: str) -> None:
+        self.replicas.append(Replica(name, kept, other, kept_from, other_from))
+
+    def _may_be_unlisted(self, name: str, ranks: Sequence[int]) -> bool:
+        if is_training_scalar(name) or any(fnmatchcase(name, pattern) for pattern in self.replicated):
+            return True
+        return all(tensor.size == 1 for _, tensor in self._held(name, ranks))
+
+    def _keep_unlisted(self, name: str, ranks: Sequence[int]) -> None:
+        for rank, tensor in self._held(name, ranks):
+            first = self.unlisted.setdefault(name, rank)
+            if first == rank:
+                self._add(name, tensor, (1,) * len(tensor.shape), ranks)
+                continue
+            known = self.tensors[name]
+            if (known.shape, known.dtype) != (tensor.shape, tensor.dtype):
+                found, wanted = f"{_text(tensor.shape)} of {tensor.dtype}", f"{_text(known.shape)} of {known.dtype}"
+                self.problems.append(Problem(self._where(name, rank), found, f"{wanted}, as on rank {first}"))
+            else:
+                self._add_replica(name, known, tensor, f"rank {first}", f"rank {rank}")
+
+    def _refuse_left_out(self, names: list[str]) -> None:
+        listed = ", ".join(names[:_MAX_NAMES]) + (
+            f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        )
+        self.problems.append(
+            Problem(
+                str(self.strategy.path),
+                f"no layout of {listed}, which the files hold",
+                "a strategy of all parameters",
+                "Whether the ranks hold slices or copies of them is unknown: save the strategy again with "
+                "parallel.strategy_ckpt_config.only_trainable_params: False. If every rank holds all of them, say so "
+                "with --replicated PATTERN",
+            )
+        )
+
+
+def _whole_shape(slice_shape: tuple[int, ...], cut: Cut, layout: Layout) -> tuple[int, ...]:
+    shape = tuple(size * count for size, count in zip(slice_shape, cut.parts, strict=True))
+    if layout.split_shape and shape and cut.parts[0] > 1:
+        return (sum(layout.split_shape), *shape[1:])
+    return shape
+
+
+def _text(shape: Sequence[int]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+def _ranks(numbers: Sequence[int]) -> str:
+    listed = ", ".join(map(str, numbers[:_MAX_NAMES])) + (", ..." if len(numbers) > _MAX_NAMES else "")
+    return f"rank {listed}" if len(numbers) == 1 else f"ranks {listed}"

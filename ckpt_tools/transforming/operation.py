@@ -1,0 +1,227 @@
+"""`transform`: a checkpoint in one layout written in another, without a full copy in between."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ckpt_tools.distributed.gathering import Gathered
+from ckpt_tools.distributed.opening import Opened, open_whole
+from ckpt_tools.distributed.rank_outputs import plan_ranks
+from ckpt_tools.distributed.replicas import compare_replicas
+from ckpt_tools.distributed.scattering import Scattered, scatter
+from ckpt_tools.formats.model import NamedTensor
+from ckpt_tools.layout import Strategy, read_strategy
+from ckpt_tools.progress import SILENT, Progress
+from ckpt_tools.renaming import rename_tensors
+from ckpt_tools.reports import TransformedTensor, TransformReport
+from ckpt_tools.sizes import parse_size
+from ckpt_tools.tensors.dtypes import BY_NAME, DType
+from ckpt_tools.tensors.lazy import LazyTensor
+from ckpt_tools.tensors.views import Cast
+from ckpt_tools.writing.destination import check_destination, check_room, destination
+from ckpt_tools.writing.memory import Budget, make_budget
+from ckpt_tools.writing.outputs import Changes, OutputOptions, plan_output
+from ckpt_tools.writing.plan import Plan
+from ckpt_tools.writing.write import execute
+from surgery.errors import MismatchError, Problem, UsageError
+from surgery.version import __version__
+
+__all__ = ["transform"]
+
+PathLike = str | os.PathLike[str]
+
+_DTYPES = ("keep", "bf16", "fp16", "fp32")
+_FORMATS = ("keep", "ckpt", "safetensors")
+
+
+def transform(
+    source: PathLike,
+    *,
+    src_strategy: PathLike | None = None,
+    dst_strategy: PathLike | None = None,
+    output: PathLike | None = None,
+    prefix: str = "checkpoint_",
+    step: str | None = None,
+    dtype: str = "keep",
+    format: str = "keep",
+    max_shard_size: int | str | None = None,
+    names: str = "keep",
+    replicated: Sequence[str] = (),
+    allow_missing: Sequence[str] = (),
+    allow_unused: Sequence[str] = (),
+    check_replicas: bool = False,
+    check_crc: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    max_memory: int | str | None = None,
+    progress: Progress = SILENT,
+) -> TransformReport:
+    """Write a checkpoint in another layout.
+
+    Args:
+        source: Folders of ranks, with `src_strategy`; or a whole checkpoint: a file, or a folder of shards.
+        src_strategy: How the source is cut: a strategy file, or a folder with those of all stages. By default it is
+            whole.
+        dst_strategy: How the output is cut. By default it is whole.
+        output: Where it goes; by default into the working folder, `<stem of source>-transformed`. Ranks go to
+            `OUTPUT/rank_N/`; a whole output is a file where the path has a suffix, else a folder of shards.
+        prefix: What the names of the ranks' files begin with; the rank's number and the suffix follow.
+        step: Which step of the ranks' files, as `EPOCH_STEP`; by default the latest.
+        dtype: `keep`, `bf16`, `fp16` or `fp32`: the type of all floating-point tensors of the output.
+        format: `keep`, `ckpt` or `safetensors`.
+        max_shard_size: Bytes, or a size such as `5GB`: shards of a whole output.
+        names: `keep`, `hf`, `mindformers`, or a JSON file of old and new names. The target's strategy has new names.
+        replicated: Patterns of names that the source's strategy may lack, since every rank holds all of them.
+        allow_missing: Patterns of names in the target's strategy that the source may lack.
+        allow_unused: Patterns of names in the source that the target's strategy may lack; they are left out.
+        check_replicas: Compare everything that the source holds more than once.
+        check_crc: Check the CRC-32 of files that have one; costs a read of them.
+        force: Replace an existing output.
+        dry_run: Plan and check, write nothing.
+        threads: By default one for each core.
+        max_memory: Bytes, or a size such as `1GiB`: anonymous memory at most.
+        progress: What is told how far it is.
+
+    Raises:
+        UsageError: Arguments contradict each other.
+        InputMissingError: An input is not there.
+        CorruptInputError: An input breaks its format.
+        MismatchError: Files and strategies do not fit together; all problems at once.
+        ResourceError: No room, no memory, an I/O error.
+        OutputExistsError: The output exists and `force` is not set.
+    """
+    started = time.monotonic()
+    _check_words(("--dtype", dtype, _DTYPES), ("--format", format, _FORMATS))
+    source = Path(source)
+    strategies = [None if path is None else read_strategy(path) for path in (src_strategy, dst_strategy)]
+    opened = open_whole(source, strategies[0], step, replicated)
+    if check_crc:
+        _check_crcs(opened, progress)
+    compared = [r for r in opened.whole.replicas if check_replicas or r.name in opened.whole.unlisted]
+    problems = compare_replicas(compared, progress)
+    if problems:
+        raise MismatchError(problems)
+    whole, renamed = _rename(_cast(opened.whole, dtype), names)
+    scattered = None
+    if strategies[1] is not None:
+        scattered = scatter(whole, strategies[1], may_drop=_matches(allow_unused), may_miss=_matches(allow_missing))
+    path = destination(output) if output is not None else _default_output(source, opened, format, scattered)
+    size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+    options = OutputOptions(path, format, size)
+    metadata = _metadata(source, opened)
+    if scattered is None:
+        changes = Changes(metadata, renamed=renamed)
+        plan = plan_output(opened.base, list(whole.tensors.items()), options, changes)
+    else:
+        plan = plan_ranks(opened.base, whole.tensors, scattered, options, prefix, metadata)
+    budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
+    inputs = [source, *(strategy.path for strategy in strategies if strategy is not None)]
+    check_destination(plan, inputs, force=force)
+    report = _report(source, strategies, opened, whole, scattered, plan, budget)
+    check_room(path, report.bytes_written, report.free_disk_bytes)
+    if not dry_run:
+        outcome = execute(plan, force=force, budget=budget, progress=progress)
+        report = replace(report, resumed=tuple(outcome.resumed))
+    return replace(report, dry_run=dry_run, seconds=time.monotonic() - started)
+
+
+def _check_words(*options: tuple[str, str, tuple[str, ...]]) -> None:
+    for option, word, known in options:
+        if word not in known:
+            raise UsageError(Problem(option, word, ", ".join(known)))
+
+
+def _matches(patterns: Sequence[str]) -> Callable[[str], bool]:
+    return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_crcs(opened: Opened, progress: Progress) -> None:
+    for file, expected in opened.crc.items():
+        check_crc(file, expected, progress)
+
+
+def _metadata(source: Path, opened: Opened) -> dict[str, str]:
+    metadata = {
+        "pet_surgery.version": __version__,
+        "pet_surgery.source": os.fsencode(source.name).decode(errors="replace"),
+    }
+    return metadata | ({"pet_surgery.step": opened.step} if opened.step else {})
+
+
+def _cast(whole: Gathered, dtype: str) -> Gathered:
+    if dtype == "keep":
+        return whole
+    tensors = {name: _cast_one(tensor, BY_NAME[dtype]) for name, tensor in whole.tensors.items()}
+    return replace(whole, tensors=tensors)
+
+
+def _cast_one(tensor: LazyTensor, dtype: DType) -> LazyTensor:
+    return Cast(tensor, dtype) if tensor.dtype.is_float and tensor.dtype != dtype else tensor
+
+
+def _rename(whole: Gathered, names: str) -> tuple[Gathered, dict[str, str]]:
+    """Whole tensors under new names, and new name to old name."""
+    tensors, renamed = rename_tensors(list(whole.tensors.items()), names)
+    parts = {renamed.get(name, name): parts for name, parts in whole.parts.items()}
+    unlisted = frozenset(renamed.get(name, name) for name in whole.unlisted)
+    return Gathered(dict(tensors), parts, unlisted), {new: old for old, new in renamed.items()}
+
+
+def _default_output(source: Path, opened: Opened, format: str, scattered: Scattered | None) -> Path:
+    if opened.base.is_folder or scattered is not None:
+        stem = source.resolve().name if opened.base.is_folder else source.stem
+        return Path(f"{stem}-transformed")
+    return Path(f"{source.stem}-transformed{source.suffix if format == 'keep' else '.' + format}")
+
+
+def _report(
+    source: Path,
+    strategies: Sequence[Strategy | None],
+    opened: Opened,
+    whole: Gathered,
+    scattered: Scattered | None,
+    plan: Plan,
+    budget: Budget,
+) -> TransformReport:
+    existing = next(path for path in (plan.output, *plan.output.absolute().parents) if path.exists())
+    kept: list[NamedTensor] = [
+        (name, tensor) for name, tensor in whole.tensors.items() if scattered is None or name in scattered.parts
+    ]
+    return TransformReport(
+        output=str(plan.output),
+        dry_run=False,
+        source=str(source),
+        src_strategy=None if strategies[0] is None else str(strategies[0].path),
+        dst_strategy=None if strategies[1] is None else str(strategies[1].path),
+        step=opened.step,
+        src_ranks=opened.ranks,
+        dst_ranks=0 if scattered is None else scattered.strategy.ranks,
+        format=next(plan.files()).format,
+        files=tuple(entry.name for entry in plan.entries),
+        tensors=tuple(
+            TransformedTensor(
+                name=name,
+                shape=tensor.shape,
+                dtype=tensor.dtype.name,
+                src_parts=whole.parts[name],
+                dst_parts=(1,) * len(tensor.shape) if scattered is None else scattered.parts[name],
+            )
+            for name, tensor in kept
+        ),
+        dropped=() if scattered is None else scattered.dropped,
+        missing=() if scattered is None else scattered.missing,
+        warnings=opened.warnings,
+        bytes_read=plan.bytes_read(),
+        bytes_written=plan.bytes_written(),
+        peak_memory_bytes=budget.peak_bytes,
+        free_disk_bytes=shutil.disk_usage(existing).free,
+        seconds=0.0,
+        version=__version__,
+    )

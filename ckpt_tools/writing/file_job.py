@@ -1,0 +1,263 @@
+"""One checkpoint file on its way: the tasks that fill it, and what ends it when the last of them is done."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ckpt_tools.formats.ckpt import crc_trailer
+from ckpt_tools.formats.model import Payload
+from ckpt_tools.progress import Progress
+from ckpt_tools.tensors.lazy import LazyTensor, Region, Statistics, bands, region_shape
+from ckpt_tools.tensors.views import unreshaped
+from ckpt_tools.writing.atomic import Workspace
+from ckpt_tools.writing.copying import WRITEBACK_BYTES, Copy, coalesce, copies_of, copy_range, group, write_at
+from ckpt_tools.writing.linux import preallocate, start_writeback
+from ckpt_tools.writing.memory import Budget
+from ckpt_tools.writing.plan import OutputFile
+from ckpt_tools.writing.sharing import Share, Taker, meeting
+
+__all__ = ["FileJob", "Task", "load_statistics", "share_tasks"]
+
+Task = Callable[[], None]
+
+_CRC_CHUNK = 4 * 2**20
+
+# What is read at once for several files: in each of a few of them it is a stretch that is worth a call.
+_SHARED_BYTES = 2**20
+
+
+class FileJob:
+    """A file, the tasks that fill it, and what was measured meanwhile.
+
+    Args:
+        entry: The file.
+        workspace: Where it grows.
+        budget: How much is read at a time.
+        progress: What is told how far it is.
+    """
+
+    def __init__(self, entry: OutputFile, workspace: Workspace, budget: Budget, progress: Progress) -> None:
+        self._entry = entry
+        self._workspace = workspace
+        self._budget = budget
+        self._progress = progress
+        self._layout = entry.layout()
+        self.size = self._layout.size + (len(crc_trailer(0)) if entry.crc else 0)
+        self._payloads: dict[int, list[Payload]] = {}
+        for payload in self._layout.payloads:
+            self._payloads.setdefault(payload.tensor, []).append(payload)
+        self._lock = threading.Lock()
+        self._descriptor = -1
+        self._open_tasks = 0
+        self._shared: set[int] = set()
+        self._measured: dict[str, list[tuple[int, Statistics]]] = {}
+
+    def own_tasks(self) -> list[Task]:
+        """What fills the file but for its shared tensors; to be called once, before any task runs."""
+        tasks = list(self._make_tasks())
+        self._open_tasks += len(tasks)
+        return [partial(self._do, task) for task in tasks]
+
+    def expect(self, index: int, tasks: int) -> None:
+        """Leave a tensor to shared tasks, each of which ends with `end_task`."""
+        self._shared.add(index)
+        self._open_tasks += tasks
+
+    def end_task(self, written: int) -> None:
+        """A task is done; the last one ends the file."""
+        self._progress.advance(written)
+        with self._lock:
+            self._open_tasks -= 1
+            is_last = self._open_tasks == 0
+        if is_last:
+            self._finish()
+
+    def write(self, index: int, start: int, data: memoryview) -> None:
+        """Write bytes of a tensor's content, from byte `start` of it on, to where the file keeps them."""
+        for offset, low, high in self._places(index, start, start + len(data)):
+            write_at(self._open(), data[low - start : high - start], offset)
+
+    def start_writeback(self, index: int, start: int, stop: int) -> None:
+        """Let the disk begin with bytes of a tensor's content that were written."""
+        for offset, low, high in self._places(index, start, stop):
+            if high - low >= WRITEBACK_BYTES:
+                start_writeback(self._open(), offset, high - low)
+
+    def measure(self, index: int, number: int, statistics: Statistics) -> None:
+        """Add what was measured of the band `number` of a tensor."""
+        with self._lock:
+            self._measured.setdefault(self._entry.tensors[index][0], []).append((number, statistics))
+
+    def statistics(self) -> dict[str, Statistics]:
+        """What was measured, summed in an order that does not depend on the threads."""
+        totals = {}
+        for name, measured in self._measured.items():
+            totals[name] = Statistics()
+            for _, part in sorted(measured, key=lambda item: item[0]):
+                totals[name].add(part)
+        return totals
+
+    def close(self) -> None:
+        """Close the file if a failure left it open."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+    def _open(self) -> int:
+        """The file's descriptor; the first call makes the file."""
+        with self._lock:
+            if self._descriptor < 0:
+                part = self._workspace.part(self._entry.name)
+                part.parent.mkdir(parents=True, exist_ok=True)
+                self._descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                preallocate(self._descriptor, self.size)
+            return self._descriptor
+
+    def _do(self, task: Callable[[], int]) -> None:
+        self.end_task(task())
+
+    def _finish(self) -> None:
+        if self._entry.crc:
+            self._progress.advance(_append_crc(self._descriptor, self._layout.size))
+        os.fsync(self._descriptor)
+        self.close()
+        _save_statistics(self._workspace, self._entry.name, self.statistics())
+        self._workspace.complete(self._entry.name)
+
+    def _make_tasks(self) -> Iterator[Callable[[], int]]:
+        yield self._write_literals
+        copies: list[Copy] = []
+        for index, payloads in self._payloads.items():
+            if index in self._shared:
+                continue
+            tensor = self._entry.tensors[index][1]
+            if tensor.byte_runs() is not None:
+                copies.extend(copies_of(tensor, payloads))
+                continue
+            computed = unreshaped(tensor)
+            for number, region in enumerate(bands(computed.shape, self._budget.band_elements)):
+                yield partial(self._compute, index, computed, number, region)
+        for pieces in group(coalesce(copies)):
+            yield partial(self._copy, pieces)
+
+    def _write_literals(self) -> int:
+        descriptor = self._open()  # a .ckpt without tensors has no literals either, and is a file all the same
+        for offset, data in self._layout.literals:
+            write_at(descriptor, memoryview(data), offset)
+        return sum(len(data) for _, data in self._layout.literals)
+
+    def _compute(self, index: int, tensor: LazyTensor, number: int, region: Region) -> int:
+        statistics = Statistics()
+        begin = end = _flat_start(tensor.shape, region) * tensor.dtype.itemsize
+        # What overflows is counted by name, and told by whoever approves the outcome.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for values in tensor.pieces(region, statistics):
+                data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+                self.write(index, end, data)
+                end += len(data)
+        self.start_writeback(index, begin, end)
+        self.measure(index, number, statistics)
+        return end - begin
+
+    def _copy(self, pieces: list[Copy]) -> int:
+        for piece in pieces:
+            copy_range(piece, self._open())
+        return sum(piece.length for piece in pieces)
+
+    def _places(self, index: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Where the file keeps the bytes `start` to `stop` of a tensor's content: (file offset, first byte, end)."""
+        for payload in self._payloads.get(index, ()):
+            low, high = max(start, payload.start), min(stop, payload.stop)
+            if low < high:
+                yield payload.offset + low - payload.start, low, high
+
+
+def share_tasks(share: Share, jobs: Sequence[FileJob], budget: Budget) -> list[Task]:
+    """What fills a shared tensor's place in all files that take of it.
+
+    Args:
+        share: What is taken, and from what.
+        jobs: The files' jobs, by their number.
+        budget: How much is read at a time.
+    """
+    limit = min(budget.band_elements, max(_SHARED_BYTES // share.tensor.dtype.itemsize, 1))
+    moved = [
+        tuple((low + start, low + stop) for (low, _), (start, stop) in zip(share.region, region, strict=True))
+        for region in bands(region_shape(share.region), limit)
+    ]
+    touched = [[taker for taker in share.takers if meeting(share, taker, region) is not None] for region in moved]
+    counts = Counter((taker.file, taker.index) for takers in touched for taker in takers)
+    for taker in share.takers:
+        jobs[taker.file].expect(taker.index, counts[taker.file, taker.index])
+    return [
+        partial(_fill, share, jobs, takers, number, region)
+        for number, (region, takers) in enumerate(zip(moved, touched, strict=True))
+        if takers
+    ]
+
+
+def _fill(share: Share, jobs: Sequence[FileJob], takers: list[Taker], number: int, region: Region) -> None:
+    statistics = Statistics()
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = share.tensor.read(region, statistics)
+    # Counted once, however many files take of it.
+    jobs[takers[0].file].measure(takers[0].index, number, statistics)
+    for taker in takers:
+        met = meeting(share, taker, region)
+        assert met is not None
+        cut, stretches = met
+        content = np.ascontiguousarray(values[cut]).reshape(-1).view(np.uint8).data
+        done = end = 0
+        for start, length in stretches:
+            jobs[taker.file].write(taker.index, start, content[done : done + length])
+            done, end = done + length, start + length
+        if end == math.prod(region_shape(taker.region)) * share.tensor.dtype.itemsize:
+            jobs[taker.file].start_writeback(taker.index, 0, end)
+        jobs[taker.file].end_task(done)
+
+
+def load_statistics(workspace: Workspace, name: str) -> dict[str, Statistics] | None:
+    """What was measured when a file was written; None where a crash of the machine lost it."""
+    try:
+        loaded = json.loads(_statistics_file(workspace, name).read_text())
+        return {tensor: Statistics(**measured) for tensor, measured in loaded.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _save_statistics(workspace: Workspace, name: str, statistics: Mapping[str, Statistics]) -> None:
+    text = json.dumps({tensor: asdict(measured) for tensor, measured in statistics.items()})
+    _statistics_file(workspace, name).write_text(text)
+
+
+def _statistics_file(workspace: Workspace, name: str) -> Path:
+    return workspace.folder / (name.replace("/", "%2F") + ".statistics.json")
+
+
+def _flat_start(shape: tuple[int, ...], region: Region) -> int:
+    flat = 0
+    for size, (start, _) in zip(shape, region, strict=True):
+        flat = flat * size + start
+    return flat
+
+
+def _append_crc(descriptor: int, size: int) -> int:
+    crc, done = 0, 0
+    while done < size and (data := os.pread(descriptor, min(_CRC_CHUNK, size - done), done)):
+        crc = zlib.crc32(data, crc)
+        done += len(data)
+    trailer = crc_trailer(crc)
+    write_at(descriptor, memoryview(trailer), size)
+    return len(trailer)

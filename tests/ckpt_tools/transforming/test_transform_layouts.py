@@ -1,0 +1,100 @@
+"""Random layouts into random layouts, against the definition of what each rank holds."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layout_cases import layouts
+from merge_cases import random
+from rank_folders import assert_same_arrays, read_arrays, read_ranks, slices_of_rank, strategy_of, write_ranks
+from strategy_bytes import strategy_bytes
+
+from ckpt_tools import transform
+from ckpt_tools.layout.model import Layout, Strategy
+from ckpt_tools.tensors.dtypes import BY_NAME
+
+TYPES = ("fp32", "bf16", "fp16", "int8", "fp8_e4m3")
+
+
+@st.composite
+def twice_cut(draw: st.DrawFn) -> tuple[dict[str, np.ndarray], Strategy, Strategy]:
+    """Tensors, and two ways to cut them for two numbers of devices."""
+    sizes = draw(st.sampled_from([(8, 4), (4, 8), (2, 3), (3, 2), (6, 4), (4, 4), (1, 4), (8, 1)]))
+    tensors, cuts = {}, ({}, {})
+    for number in range(draw(st.integers(1, 3))):
+        axes = draw(st.integers(1, 3))
+        pair = [draw(layouts(axes, devices)) for devices in sizes]
+        # A shape that both fit: a common multiple on each axis.
+        shape = tuple(int(np.lcm(a, b)) for a, b in zip(pair[0][1], pair[1][1], strict=True))
+        name = f"layer-{number}.weight"
+        tensors[name] = random(number, *shape, size=9.0).astype(BY_NAME[draw(st.sampled_from(TYPES))].numpy)
+        for side, (layout, _) in zip(cuts, pair, strict=True):
+            side[name] = layout
+    return tensors, strategy_of(cuts[0]), strategy_of(cuts[1])
+
+
+def written(path: Path, strategy: Strategy) -> Path:
+    """A file, or a folder with a file for each stage."""
+    if len(strategy.stages) == 1:
+        path.write_bytes(strategy_bytes(strategy.stages[0]))
+        return path
+    path.mkdir()
+    for number, stage in enumerate(strategy.stages):
+        (path / f"stage_{number}.ckpt").write_bytes(strategy_bytes(stage, stage=number))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+@settings(max_examples=150, deadline=None)
+@given(case=twice_cut())
+def test_any_layout_becomes_any_other(suffix: str, case: tuple[dict[str, np.ndarray], Strategy, Strategy]) -> None:
+    tensors, before, after = case
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = write_ranks(folder / "in", tensors, before, lambda rank: f"x_rank_{rank}-3_2{suffix}")
+        src, dst = written(folder / "src", before), written(folder / "dst", after)
+        report = transform(source, src_strategy=src, dst_strategy=dst, output=folder / "out", check_replicas=True)
+        assert report.dst_ranks == after.ranks
+        for rank, held in enumerate(read_ranks(folder / "out")):
+            assert_same_arrays(held, slices_of_rank(tensors, after, rank))
+        transform(source, src_strategy=src, output=folder / f"whole{suffix}")
+        assert_same_arrays(read_arrays(folder / f"whole{suffix}"), tensors)
+        transform(folder / f"whole{suffix}", dst_strategy=dst, output=folder / "again", threads=1)
+        for rank in range(after.ranks):
+            file = Path(f"rank_{rank}") / f"checkpoint_{rank}{suffix}"
+            if suffix == ".ckpt":
+                assert (folder / "out" / file).read_bytes() == (folder / "again" / file).read_bytes()
+
+
+def test_a_pipeline_becomes_one_stage_and_back(tmp_path: Path) -> None:
+    row, column, whole = ((0,), ()), ((), (0,)), ((), ())
+    tensors = {f"layers.{number}.weight": random(number, 8, 4, dtype="bf16") for number in range(4)}
+    tensors["embedding"] = random(9, 16, 4, dtype="bf16")
+    tensors["global_step"] = np.array(7, np.int32)
+    stages = [
+        {f"layers.{n}.weight": Layout((4,), row if n % 2 else column) for n in group} for group in ((0, 1), (2, 3))
+    ]
+    for stage in stages:
+        stage["embedding"] = Layout((4,), row)  # tied: in both
+    pipeline = strategy_of(*stages)
+    flat = strategy_of({name: Layout((2,), whole if "0" in name else row) for name in tensors if name != "global_step"})
+    source = write_ranks(tmp_path / "in", tensors, pipeline)
+    assert "layers.3.weight" not in read_ranks(source)[0]
+    paths = {"src_strategy": written(tmp_path / "pp", pipeline), "dst_strategy": written(tmp_path / "flat", flat)}
+    report = transform(source, **paths, output=tmp_path / "out", check_replicas=True)
+    assert (report.src_ranks, report.dst_ranks, report.step) == (8, 2, "3_2")
+    for rank, held in enumerate(read_ranks(tmp_path / "out")):
+        assert_same_arrays(held, slices_of_rank(tensors, flat, rank))
+    transform(
+        tmp_path / "out",
+        src_strategy=paths["dst_strategy"],
+        dst_strategy=paths["src_strategy"],
+        output=tmp_path / "back",
+    )
+    for rank, held in enumerate(read_ranks(tmp_path / "back")):
+        assert_same_arrays(held, slices_of_rank(tensors, pipeline, rank))
