@@ -15,6 +15,7 @@ from ckpt_tools.distributed.opening import Opened, open_whole
 from ckpt_tools.distributed.rank_outputs import plan_ranks
 from ckpt_tools.distributed.replicas import compare_replicas
 from ckpt_tools.distributed.scattering import Scattered, scatter
+from ckpt_tools.formats import check_crc
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.layout import Strategy, read_strategy
 from ckpt_tools.progress import SILENT, Progress
