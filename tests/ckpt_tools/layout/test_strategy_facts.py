@@ -9,7 +9,7 @@ import pytest
 from strategy_bytes import strategy_bytes, strategy_json
 from strategy_cases import refusal
 
-from ckpt_tools.layout import Layout, read_strategy
+from ckpt_tools.layout import Layout, read_strategy, strategy_facts
 
 WRITERS = [strategy_bytes, strategy_json]
 Writer = Callable[[Mapping[str, Layout]], bytes]
@@ -84,3 +84,15 @@ def test_names_in_messages_are_short_and_escaped(tmp_path: Path, write: Writer) 
     error = refusal(tmp_path / "x", write({"\x1b[2J\u202e" + "y" * 10_000: Layout((4,), ((3,),))}))
     assert "\x1b" not in str(error)
     assert len(str(error)) < 1000
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("limit", ["_MAX_LAYOUTS", "_MAX_ALL_NAME_CHARACTERS"])
+def test_more_parameters_than_any_model_has_are_refused(
+    tmp_path: Path, write: Writer, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layouts = dict.fromkeys("abcd", Layout((4,), ()))
+    monkeypatch.setattr(strategy_facts, limit, 3)
+    assert "4 layouts, with 4 characters of names" in str(refusal(tmp_path / "x", write(layouts)))
+    monkeypatch.setattr(strategy_facts, limit, 4)
+    assert read_strategy(tmp_path / "x").stages == (layouts,)
