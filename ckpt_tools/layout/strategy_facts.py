@@ -25,7 +25,7 @@ _MAX_STAGES = 2**32
 _WRONG_FILE = "The file is damaged or was written by another tool: save the strategy again"
 _SAVE_LAYOUTS = (
     "Save the strategy of the parameters: MindSpore's AutoParallel.save_param_strategy_file, or MindFormers' "
-    "parallel.strategy_ckpt_save_file"
+    "parallel.strategy_ckpt_config.save_file"
 )
 
 
