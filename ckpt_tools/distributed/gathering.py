@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -10,7 +10,7 @@ from ckpt_tools.formats.ranks import RankFolder
 from ckpt_tools.layout.model import Layout, Strategy
 from ckpt_tools.layout.slices import Cut, cell_region, cut_evenly, cut_of
 from ckpt_tools.tensors.assembled import Assembled
-from ckpt_tools.tensors.lazy import LazyTensor, Stored, region_shape
+from ckpt_tools.tensors.lazy import LazyTensor, region_shape
 from surgery.errors import MismatchError, Problem
 from surgery.states import is_training_scalar
 
@@ -40,21 +40,29 @@ class Gathered:
         parts: Name to the number of parts on each axis; a tensor that every rank holds whole has ones.
         unlisted: The names among them that are in no layout, and that each rank is to hold whole.
         replicas: What the files hold more than once.
+        left_out: Names that are in no layout, and that the caller has no use for.
     """
 
     tensors: Mapping[str, LazyTensor]
     parts: Mapping[str, tuple[int, ...]]
     unlisted: frozenset[str] = frozenset()
     replicas: tuple[Replica, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
-def gather(folder: RankFolder, strategy: Strategy, replicated: Sequence[str] = ()) -> Gathered:
+def gather(
+    folder: RankFolder,
+    strategy: Strategy,
+    replicated: Sequence[str] = (),
+    may_leave_out: Callable[[str], bool] = lambda name: False,
+) -> Gathered:
     """Put the slices of all ranks together.
 
     Args:
         folder: The files of all ranks.
         strategy: What the slices are.
         replicated: Patterns of names that the strategy may lack, since every rank holds all of them.
+        may_leave_out: Whether the caller has no use for a tensor that the strategy lacks.
 
     Raises:
         MismatchError: Files and strategy do not fit together; all problems at once.
@@ -71,7 +79,7 @@ def gather(folder: RankFolder, strategy: Strategy, replicated: Sequence[str] = (
                 "Pass the strategy that this run saved; of a pipeline, the folder with the files of all stages",
             )
         )
-    work = _Gathering(folder, strategy, replicated)
+    work = _Gathering(folder, strategy, replicated, may_leave_out)
     work.run()
     return work.result()
 
@@ -81,35 +89,39 @@ class _Gathering:
     folder: RankFolder
     strategy: Strategy
     replicated: Sequence[str]
+    may_leave_out: Callable[[str], bool]
     tensors: dict[str, LazyTensor] = field(default_factory=dict)
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     unlisted: dict[str, int] = field(default_factory=dict)  # to the first rank that holds it
     replicas: list[Replica] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    left_out: dict[str, None] = field(default_factory=dict)
 
     def run(self) -> None:
         for stage, layouts in enumerate(self.strategy.stages):
             ranks = range(stage * self.strategy.stage_devices, (stage + 1) * self.strategy.stage_devices)
             names = dict.fromkeys(name for rank in ranks for name in self.folder.ranks[rank].tensors)
-            left_out = []
+            unknown = []
             for name in names:
                 if name in layouts:
                     self._assemble(name, layouts[name], ranks)
                 elif self._may_be_unlisted(name, ranks):
                     self._keep_unlisted(name, ranks)
+                elif self.may_leave_out(name):
+                    self.left_out[name] = None
                 else:
-                    left_out.append(name)
-            if left_out:
-                self._refuse_left_out(left_out)
+                    unknown.append(name)
+            if unknown:
+                self._refuse_unlisted(unknown)
 
     def result(self) -> Gathered:
         if self.problems:
             more = len(self.problems) - _MAX_PROBLEMS
             rest = [Problem(str(self.folder.path), f"{more} more problems of these kinds")] if more > 0 else []
             raise MismatchError([*self.problems[:_MAX_PROBLEMS], *rest])
-        return Gathered(self.tensors, self.parts, frozenset(self.unlisted), tuple(self.replicas))
+        return Gathered(self.tensors, self.parts, frozenset(self.unlisted), tuple(self.replicas), tuple(self.left_out))
 
-    def _held(self, name: str, ranks: Sequence[int]) -> Iterator[tuple[int, Stored]]:
+    def _held(self, name: str, ranks: Sequence[int]) -> Iterator[tuple[int, LazyTensor]]:
         """The ranks among these that hold a tensor, and what they hold."""
         for rank in ranks:
             tensor = self.folder.ranks[rank].tensors.get(name)
@@ -141,7 +153,7 @@ class _Gathering:
         self._add(name, whole, cut.parts, ranks)
 
     def _check_slices(
-        self, name: str, cut: Cut, edges: tuple[tuple[int, ...], ...], ranks: range, held: Mapping[int, Stored]
+        self, name: str, cut: Cut, edges: tuple[tuple[int, ...], ...], ranks: range, held: Mapping[int, LazyTensor]
     ) -> None:
         first = next(iter(held.values()))
         for number, cell in enumerate(cut.cells):
@@ -204,7 +216,7 @@ class _Gathering:
             else:
                 self._add_replica(name, known, tensor, f"rank {first}", f"rank {rank}")
 
-    def _refuse_left_out(self, names: list[str]) -> None:
+    def _refuse_unlisted(self, names: list[str]) -> None:
         listed = ", ".join(names[:_MAX_NAMES]) + (
             f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
         )

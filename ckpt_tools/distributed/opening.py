@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from ckpt_tools.distributed.gathering import Gathered, gather
 from ckpt_tools.formats import Checkpoint, open_checkpoint
 from ckpt_tools.formats.ranks import is_rank_folder, read_rank_folder
 from ckpt_tools.layout import Strategy
-from ckpt_tools.tensors.sources import Source
 from surgery.errors import MismatchError, Problem, UsageError
 
 __all__ = ["Opened", "open_whole"]
@@ -21,23 +20,27 @@ class Opened:
     """A source whose headers were read.
 
     Attributes:
-        whole: Its tensors.
-        base: What the output descends from: format, metadata, and shards or other files where it was whole.
-        crc: File to the CRC-32 in it.
+        base: The source as a whole checkpoint.
+        whole: Its tensors, and how they are cut in the source.
         ranks: How many ranks it has; 0 for a whole one.
         step: Its step, where its files say one.
-        warnings: What is odd but legal.
     """
 
-    whole: Gathered
     base: Checkpoint
-    crc: Mapping[Source, int]
-    ranks: int
-    step: str
-    warnings: tuple[str, ...]
+    whole: Gathered
+    ranks: int = 0
+    step: str = ""
 
 
-def open_whole(source: Path, strategy: Strategy | None, step: str | None, replicated: Sequence[str]) -> Opened:
+def open_whole(
+    source: Path,
+    strategy: Strategy | None,
+    *,
+    step: str | None = None,
+    replicated: Sequence[str] = (),
+    may_leave_out: Callable[[str], bool] = lambda name: False,
+    option: str = "--src-strategy",
+) -> Opened:
     """Read the headers of a source.
 
     Args:
@@ -45,6 +48,8 @@ def open_whole(source: Path, strategy: Strategy | None, step: str | None, replic
         strategy: How ranks' files are cut; None for a whole source.
         step: Which step of ranks' files; None for the latest.
         replicated: As for `gather`.
+        may_leave_out: As for `gather`.
+        option: What the user gives the strategy with.
 
     Raises:
         UsageError: Ranks' files without a strategy, or a strategy without them.
@@ -57,7 +62,7 @@ def open_whole(source: Path, strategy: Strategy | None, step: str | None, replic
                     str(source),
                     "folders of ranks, and no strategy",
                     "the strategy that the run saved",
-                    "Give it with --src-strategy; if every rank holds the whole model, pass the file of one",
+                    f"Give it with {option}; if every rank holds the whole model, pass the file of one",
                 )
             )
         folder = read_rank_folder(source, step)
@@ -66,23 +71,30 @@ def open_whole(source: Path, strategy: Strategy | None, step: str | None, replic
         if len(formats) > 1:
             raise MismatchError(Problem(str(source), " and ".join(formats), "files of one format"))
         metadata = {key: value for key, value in first.metadata.items() if key != "remove_redundancy"}
-        base = Checkpoint(source, first.format, True, {}, metadata=metadata, crc=first.crc)
-        crc = {file: value for rank in folder.ranks for file, value in rank.crc.items()}
-        # Files of all ranks are odd in the same way.
-        warnings = dict.fromkeys(warning for rank in folder.ranks for warning in rank.warnings)
-        whole = gather(folder, strategy, replicated)
-        return Opened(whole, base, crc, len(folder.ranks), folder.step, tuple(warnings))
+        whole = gather(folder, strategy, replicated, may_leave_out)
+        base = Checkpoint(
+            source,
+            first.format,
+            is_folder=True,
+            tensors=whole.tensors,
+            metadata=metadata,
+            sources=tuple(file for rank in folder.ranks for file in rank.sources),
+            crc={file: value for rank in folder.ranks for file, value in rank.crc.items()},
+            # Files of all ranks are odd in the same way.
+            warnings=tuple(dict.fromkeys(warning for rank in folder.ranks for warning in rank.warnings)),
+        )
+        return Opened(base, whole, len(folder.ranks), folder.step)
     if strategy is not None:
         raise UsageError(
             Problem(
                 str(source),
                 "a whole checkpoint, and a strategy",
                 "folders rank_0, rank_1, ...",
-                "Leave --src-strategy out",
+                f"Leave {option} out",
             )
         )
     if step is not None:
         raise UsageError(Problem("--step", step, "folders of ranks as the source", "Leave it out"))
     base = open_checkpoint(source)
     parts = {name: (1,) * len(tensor.shape) for name, tensor in base.tensors.items()}
-    return Opened(Gathered(base.tensors, parts), base, base.crc, 0, "", base.warnings)
+    return Opened(base, Gathered(base.tensors, parts))

@@ -13,8 +13,7 @@ from ckpt_tools.formats.iteration_metadata import Holder, IterationMetadata, Ten
 from ckpt_tools.formats.iteration_model import Chunk, GlobalTensor
 from ckpt_tools.formats.iteration_problems import IterationProblems
 from ckpt_tools.formats.model import Checkpoint
-from ckpt_tools.tensors.dtypes import DType
-from ckpt_tools.tensors.lazy import Region, Stored, full_region, region_shape
+from ckpt_tools.tensors.lazy import LazyTensor, Region, full_region, region_shape
 
 __all__ = ["ChunkJoiner", "kind_of"]
 
@@ -62,7 +61,7 @@ class ChunkJoiner:
                 if holder.file in used:
                     self.problems.add(where, f"{holder.file} for several chunks", "a chunk a file")
                 used.add(holder.file)
-                tensor = self._stored(where, name, entry.dtype, shape, holder)
+                tensor = self._stored(where, name, entry, shape, holder)
                 if tensor is None or region is None:
                     continue
                 self._check_layout(where, entry, region, holder)
@@ -87,8 +86,11 @@ class ChunkJoiner:
             "Were all ranks saved?",
         )
 
-    def _stored(self, where: str, name: str, dtype: DType, shape: tuple[int, ...], holder: Holder) -> Stored | None:
+    def _stored(
+        self, where: str, name: str, entry: TensorMetadata, shape: tuple[int, ...], holder: Holder
+    ) -> LazyTensor | None:
         """What the file holds of the tensor, if that is what it should."""
+        dtype = entry.dtype
         if holder.file not in self.files:
             return None  # it cannot be read, which is said already
         tensor = self.files[holder.file].tensors.get(name)
@@ -96,6 +98,8 @@ class ChunkJoiner:
             self.problems.add(where, f"no such tensor in {holder.file}", f"a chunk {dtype} {list(shape)} there")
         elif (tensor.dtype, tensor.shape) != (dtype, shape):
             found = f"{tensor.dtype} {list(tensor.shape)} in {holder.file}"
+            # `mindspore.save_checkpoint` gathers slices unless integrated_save is False; metadata.json does not say so.
+            found += ", the whole tensor" if tensor.shape == entry.shape else ""
             self.problems.add(where, found, f"{dtype} {list(shape)}, as it says of the chunk")
             return None
         return tensor

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckpt_tools.tensors.lazy import LazyTensor, Stored
+from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.sources import Source
 
 __all__ = ["Checkpoint", "FileLayout", "NamedTensor", "Payload"]
@@ -35,7 +35,7 @@ class Checkpoint:
     path: Path
     format: str
     is_folder: bool
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, LazyTensor]
     shards: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     sources: tuple[Source, ...] = ()

@@ -29,7 +29,7 @@ from ckpt_tools.formats.index import NAME_MAP, Index, find_index, read_index
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.formats.recognise import PICKLE_REMEDY, read_file
 from ckpt_tools.formats.sharding import index_json, index_name, plan_shards, weights_name
-from ckpt_tools.tensors.lazy import Stored
+from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.sources import open_source, read_exactly
 from surgery.errors import CorruptInputError, InputMissingError, Problem, UnknownFormatError
 
@@ -172,13 +172,13 @@ def _check_numbers(files: Iterable[str], path: str | os.PathLike[str]) -> None:
             )
 
 
-def _join(shards: Mapping[str, Checkpoint], index: Index | None) -> tuple[dict[str, Stored], dict[str, str]]:
+def _join(shards: Mapping[str, Checkpoint], index: Index | None) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """All tensors, and the file that holds each.
 
     Raises:
         CorruptInputError: Two files hold one tensor, or the index has it in another file, or in none.
     """
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, LazyTensor] = {}
     holders: dict[str, str] = {}
     problems = []
     for file, shard in shards.items():
@@ -206,7 +206,7 @@ def _join(shards: Mapping[str, Checkpoint], index: Index | None) -> tuple[dict[s
 def _compare_with_index(
     listing: Listing,
     index: Index,
-    tensors: Mapping[str, Stored],
+    tensors: Mapping[str, LazyTensor],
     holders: Mapping[str, str],
     shards: Mapping[str, Checkpoint],
 ) -> list[str]:

@@ -225,8 +225,14 @@ class Sliced(LazyTensor):
         return tuple(cut for start, length in stretches for cut in _cut_runs(runs, start, length))
 
     def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
-        moved = tuple((a + start, b + start) for (a, b), (start, _) in zip(region, self.region, strict=True))
-        return self.source.read(moved, statistics)
+        return self.source.read(self._moved(region), statistics)
+
+    def pieces(self, region: Region, statistics: Statistics | None = None) -> Iterator[np.ndarray]:
+        return self.source.pieces(self._moved(region), statistics)
+
+    def _moved(self, region: Region) -> Region:
+        """A region of this tensor as one of the source."""
+        return tuple((a + start, b + start) for (a, b), (start, _) in zip(region, self.region, strict=True))
 
     def sources(self) -> Iterator[ByteRun]:
         return self.source.sources()

@@ -102,7 +102,7 @@ def transform(
     _check_words(("--dtype", dtype, _DTYPES), ("--format", format, _FORMATS))
     source = Path(source)
     strategies = [None if path is None else read_strategy(path) for path in (src_strategy, dst_strategy)]
-    opened = open_whole(source, strategies[0], step, replicated)
+    opened = open_whole(source, strategies[0], step=step, replicated=replicated)
     if check_crc:
         _check_crcs(opened, progress)
     compared = [r for r in opened.whole.replicas if check_replicas or r.name in opened.whole.unlisted]
@@ -144,7 +144,7 @@ def _matches(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 
 def _check_crcs(opened: Opened, progress: Progress) -> None:
-    for file, expected in opened.crc.items():
+    for file, expected in opened.base.crc.items():
         check_crc(file, expected, progress)
 
 
@@ -218,7 +218,7 @@ def _report(
         ),
         dropped=() if scattered is None else scattered.dropped,
         missing=() if scattered is None else scattered.missing,
-        warnings=opened.warnings,
+        warnings=opened.base.warnings,
         bytes_read=plan.bytes_read(),
         bytes_written=plan.bytes_written(),
         peak_memory_bytes=budget.peak_bytes,
