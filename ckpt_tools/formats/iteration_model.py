@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckpt_tools.formats.iteration_grid import Edges
 from ckpt_tools.tensors.dtypes import DType
-from ckpt_tools.tensors.lazy import Region, Stored
+from ckpt_tools.tensors.lazy import LazyTensor, Region
 from ckpt_tools.tensors.sources import Source
 
 __all__ = ["Chunk", "GlobalTensor", "Iteration"]
@@ -26,7 +26,7 @@ class Chunk:
     """
 
     region: Region
-    tensor: Stored
+    tensor: LazyTensor
     file: str
     rank: int
 
