@@ -22,6 +22,19 @@ __all__ = ["main", "merge_command"]
     help="A run's YAML or an adapter_config.json with the alpha.  [default: found beside the adapter]",
 )
 @click.option(
+    "--src-strategy", type=PATH, metavar="FILE|DIR", help="How BASE's rank folders are cut: the strategy of its run."
+)
+@click.option(
+    "--adapter-strategy",
+    type=PATH,
+    multiple=True,
+    metavar="FILE|DIR",
+    help="The same for adapters in rank folders; once, or once per adapter.",
+)
+@click.option(
+    "--dst-strategy", type=PATH, metavar="FILE|DIR", help="How the output is cut, into rank folders.  [default: whole]"
+)
+@click.option(
     "--dtype",
     type=click.Choice(["keep", "bf16", "fp16", "fp32"]),
     default="keep",
@@ -55,6 +68,9 @@ def merge_command(
     alpha: tuple[float, ...],
     scaling: tuple[float, ...],
     config: tuple[str, ...],
+    src_strategy: str | None,
+    adapter_strategy: tuple[str, ...],
+    dst_strategy: str | None,
     dtype: str,
     format: str,
     max_shard_size: str | None,
@@ -78,10 +94,11 @@ def merge_command(
       pet-merge base.ckpt lora.ckpt --config run_llama.yaml -o merged.safetensors
       pet-merge trained.ckpt --alpha 16            base and adapter in one file
       pet-merge Llama-3-8B/ my-peft-adapter/ -o Llama-3-8B-tuned
+      pet-merge output/ --src-strategy strategy.ckpt --alpha 16 -o merged.ckpt
       pet-merge base.ckpt lora.ckpt --alpha 16 --dry-run
 
-    BASE and ADAPTER are .ckpt or .safetensors files, folders of shards, or PEFT folders, in any mix; the
-    format is recognised by content. Without ADAPTER, BASE holds both. The output has the type, the format
+    BASE and ADAPTER are .ckpt or .safetensors files, folders of shards, PEFT folders, or with a strategy folders
+    of rank_N folders, in any mix; the format is recognised by content. Without ADAPTER, BASE holds both. The output has the type, the format
     and the shards of BASE unless told otherwise, and goes to ./<stem of BASE>-merged unless -o names a place.
     Inputs are never modified, and the output appears whole or not at all.
 
@@ -105,6 +122,9 @@ def merge_command(
         alpha=alpha or None,
         scaling=scaling or None,
         config=config or None,
+        src_strategy=src_strategy,
+        adapter_strategy=adapter_strategy or None,
+        dst_strategy=dst_strategy,
         dtype=dtype,
         format=format,
         max_shard_size=max_shard_size,

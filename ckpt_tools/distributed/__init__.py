@@ -3,7 +3,17 @@
 from ckpt_tools.distributed.gathering import Gathered, gather
 from ckpt_tools.distributed.opening import Opened, open_whole
 from ckpt_tools.distributed.rank_outputs import plan_ranks
-from ckpt_tools.distributed.replicas import compare_replicas
+from ckpt_tools.distributed.replicas import compare_replicas, compare_unlisted
 from ckpt_tools.distributed.scattering import Scattered, scatter
 
-__all__ = ["Gathered", "Opened", "Scattered", "compare_replicas", "gather", "open_whole", "plan_ranks", "scatter"]
+__all__ = [
+    "Gathered",
+    "Opened",
+    "Scattered",
+    "compare_replicas",
+    "compare_unlisted",
+    "gather",
+    "open_whole",
+    "plan_ranks",
+    "scatter",
+]

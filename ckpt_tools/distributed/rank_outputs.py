@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from ckpt_tools.distributed.scattering import Scattered
@@ -11,9 +12,15 @@ from ckpt_tools.writing.outputs import OutputOptions
 from ckpt_tools.writing.plan import OutputFile, Plan
 from surgery.errors import Problem, UsageError
 
-__all__ = ["plan_ranks"]
+__all__ = ["RANK_PREFIX", "plan_ranks"]
+
+RANK_PREFIX = "checkpoint_"
+"""What MindSpore's own tools name the files of ranks with."""
 
 _FILES = (".ckpt", ".safetensors")
+
+# `NAME-EPOCH_STEP` are the names of files that training saves.
+_STEP = re.compile(r"-\d+_$")
 
 
 def plan_ranks(
@@ -45,6 +52,9 @@ def plan_ranks(
         raise UsageError(Problem("--max-shard-size", "with --dst-strategy", "a whole output", "Leave one of them out"))
     if not prefix or "/" in prefix or prefix.startswith("."):
         raise UsageError(Problem("--prefix", repr(prefix), "the beginning of a file's name"))
+    if _STEP.search(prefix):
+        found = f"{prefix!r}, behind which the rank would be read as a step"
+        raise UsageError(Problem("--prefix", found, "one that does not end as -9_"))
     format = base.format if options.format == "keep" else options.format
     kept = {key: value for key, value in base.metadata.items() if key != "total_size"}
     strings = {"format": "ms", **kept, **metadata} if format == "safetensors" else {}

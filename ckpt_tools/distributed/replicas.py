@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ckpt_tools.distributed.gathering import Replica
+from ckpt_tools.distributed.gathering import Gathered, Replica
 from ckpt_tools.progress import Progress
 from ckpt_tools.tensors.lazy import bands
 from surgery.errors import Problem
 
-__all__ = ["compare_replicas"]
+__all__ = ["compare_replicas", "compare_unlisted"]
 
 _PIECE_ELEMENTS = 2**18
 
@@ -21,6 +21,11 @@ def compare_replicas(replicas: Sequence[Replica], progress: Progress) -> list[Pr
         return [problem for replica in replicas for problem in _compare(replica, progress)]
     finally:
         progress.finish()
+
+
+def compare_unlisted(whole: Gathered, progress: Progress) -> list[Problem]:
+    """Tell what no strategy speaks of and is not the same on all ranks, which it has to be."""
+    return compare_replicas([replica for replica in whole.replicas if replica.name in whole.unlisted], progress)
 
 
 def _compare(replica: Replica, progress: Progress) -> list[Problem]:

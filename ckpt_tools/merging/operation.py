@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ckpt_tools.distributed import compare_unlisted, open_whole
 from ckpt_tools.fingerprint import fingerprint
-from ckpt_tools.formats import Checkpoint, check_crc, open_checkpoint
+from ckpt_tools.formats import Checkpoint, check_crc
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.merging.accounting import BaseKeys, huggingface_config, quantisation_problem, sort_keys
 from ckpt_tools.merging.adapters import Adapter, ScaleOption, load_adapter, scale_origin
 from ckpt_tools.merging.fold_plan import FoldPlan
 from ckpt_tools.merging.folds import plan_folds
+from ckpt_tools.merging.strategies import MergeStrategies, is_optimizer_state, merge_output, plan_merged
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.renaming import rename_tensors
 from ckpt_tools.reports import AdapterReport, DroppedTensor, FoldedWeight, MergeReport
@@ -26,9 +28,9 @@ from ckpt_tools.sizes import parse_size
 from ckpt_tools.tensors.dtypes import BY_NAME, DType
 from ckpt_tools.tensors.lazy import LazyTensor, Statistics
 from ckpt_tools.tensors.views import Cast, Checked
-from ckpt_tools.writing.destination import check_destination, check_room, destination
+from ckpt_tools.writing.destination import check_destination, check_room
 from ckpt_tools.writing.memory import Budget, make_budget
-from ckpt_tools.writing.outputs import Changes, OutputOptions, default_output, plan_output
+from ckpt_tools.writing.outputs import Changes, OutputOptions
 from ckpt_tools.writing.plan import Plan
 from ckpt_tools.writing.write import Outcome, execute
 from surgery.errors import MismatchError, NonFiniteError, Problem, UsageError
@@ -64,6 +66,9 @@ def merge(
     alpha: float | Sequence[float] | None = None,
     scaling: float | Sequence[float] | None = None,
     config: PathLike | Sequence[PathLike] | None = None,
+    src_strategy: PathLike | None = None,
+    adapter_strategy: PathLike | Sequence[PathLike] | None = None,
+    dst_strategy: PathLike | None = None,
     dtype: str = "keep",
     format: str = "keep",
     max_shard_size: int | str | None = None,
@@ -87,6 +92,9 @@ def merge(
             configuration; there is no default value.
         scaling: The factor in front of B @ A itself, instead of alpha.
         config: A run's YAML or an adapter's configuration, instead of the one beside the adapter.
+        src_strategy: How the base's rank folders are cut: a strategy file, or a folder with those of all stages.
+        adapter_strategy: The same for adapters in rank folders, one for all or one for each.
+        dst_strategy: How the output is cut for ranks; by default it is whole.
         dtype: `keep`, `bf16`, `fp16` or `fp32`: the type of all floating-point tensors of the output.
         format: `keep`, `ckpt` or `safetensors`.
         max_shard_size: Bytes, or a size such as `5GB`: shards of a folder.
@@ -113,7 +121,10 @@ def merge(
     if dtype not in _DTYPES:
         raise UsageError(Problem("--dtype", dtype, ", ".join(_DTYPES)))
     options = _scale_options(max(len(adapters), 1), alpha, scaling, config)
-    inputs = _open_inputs(Path(base), [Path(path) for path in adapters], options, allow_nonfinite, check_crc, progress)
+    each = _for_each(len(adapters), "--adapter-strategy", adapter_strategy)
+    strategies = MergeStrategies.read(src_strategy, each, dst_strategy)
+    paths = [Path(path) for path in adapters]
+    inputs = _open_inputs(Path(base), paths, strategies, options, allow_nonfinite, check_crc, progress)
     folds = plan_folds(
         inputs.weights,
         inputs.adapters,
@@ -128,11 +139,14 @@ def merge(
     target = None if dtype == "keep" else BY_NAME[dtype]
     draft = _Draft(inputs, folds, target, base_fingerprint, check_finite=not allow_nonfinite)
     tensors, renamed = rename_tensors(draft.tensors(), names)
-    path = destination(output) if output is not None else default_output(inputs.base, format, "merged")
+    path = merge_output(inputs.base, output, format, strategies.target)
     size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
-    plan = plan_output(inputs.base, tensors, OutputOptions(path, format, size), draft.changes(renamed))
+    plan = plan_merged(
+        inputs.base, tensors, strategies.target, OutputOptions(path, format, size), draft.changes(renamed)
+    )
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
-    check_destination(plan, [inputs.base.path, *(adapter.path for adapter in inputs.adapters)], force=force)
+    given = [inputs.base.path, *(adapter.path for adapter in inputs.adapters), *strategies.paths()]
+    check_destination(plan, given, force=force)
     report = draft.report(plan, budget, renamed)
     check_room(path, report.bytes_written, report.free_disk_bytes)
     if dry_run:
@@ -297,13 +311,22 @@ def _for_each(count: int, option: str, value: Any) -> list[Any]:
 def _open_inputs(
     base_path: Path,
     adapter_paths: Sequence[Path],
+    strategies: MergeStrategies,
     options: Sequence[ScaleOption],
     allow_nonfinite: bool,
     with_crc: bool,
     progress: Progress,
 ) -> _Inputs:
-    base = open_checkpoint(base_path)
-    files = [open_checkpoint(path) for path in adapter_paths]
+    opened = open_whole(base_path, strategies.source, may_leave_out=is_optimizer_state)
+    base = opened.base
+    others = [
+        open_whole(path, strategy, may_leave_out=is_optimizer_state, option="--adapter-strategy")
+        for path, strategy in zip(adapter_paths, strategies.adapters, strict=True)
+    ]
+    files = [other.base for other in others]
+    differences = [problem for one in (opened, *others) for problem in compare_unlisted(one.whole, progress)]
+    if differences:
+        raise MismatchError(differences)
     if with_crc:
         for file, expected in (item for checkpoint in (base, *files) for item in checkpoint.crc.items()):
             check_crc(file, expected, progress)
@@ -350,7 +373,8 @@ def _refuse_nonfinite(outcome: Outcome) -> None:
 
 
 def _with_statistics(report: MergeReport, outcome: Outcome) -> MergeReport:
-    weights = tuple(_measured(weight, outcome.statistics.get(weight.name)) for weight in report.weights)
+    statistics = outcome.statistics
+    weights = tuple(_measured(weight, statistics.get(weight.name)) for weight in report.weights)
     idle = [weight.name for weight in weights if weight.delta_norm == 0.0]
     swallowed = [weight.name for weight in weights if weight.delta_norm and weight.unchanged_share == 1.0]
     warnings = report.warnings

@@ -13,7 +13,7 @@ from pathlib import Path
 from ckpt_tools.distributed.gathering import Gathered
 from ckpt_tools.distributed.opening import Opened, open_whole
 from ckpt_tools.distributed.rank_outputs import plan_ranks
-from ckpt_tools.distributed.replicas import compare_replicas
+from ckpt_tools.distributed.replicas import compare_replicas, compare_unlisted
 from ckpt_tools.distributed.scattering import Scattered, scatter
 from ckpt_tools.formats import check_crc
 from ckpt_tools.formats.model import NamedTensor
@@ -105,8 +105,8 @@ def transform(
     opened = open_whole(source, strategies[0], step=step, replicated=replicated)
     if check_crc:
         _check_crcs(opened, progress)
-    compared = [r for r in opened.whole.replicas if check_replicas or r.name in opened.whole.unlisted]
-    problems = compare_replicas(compared, progress)
+    whole = opened.whole
+    problems = compare_replicas(whole.replicas, progress) if check_replicas else compare_unlisted(whole, progress)
     if problems:
         raise MismatchError(problems)
     whole, renamed = _rename(_cast(opened.whole, dtype), names)

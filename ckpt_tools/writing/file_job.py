@@ -8,7 +8,7 @@ import os
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from ckpt_tools.formats.ckpt import crc_trailer
 from ckpt_tools.formats.model import Payload
 from ckpt_tools.progress import Progress
 from ckpt_tools.tensors.lazy import LazyTensor, Region, Statistics, bands, region_shape
-from ckpt_tools.tensors.views import unreshaped
+from ckpt_tools.tensors.views import Sliced, unreshaped
 from ckpt_tools.writing.atomic import Workspace
 from ckpt_tools.writing.copying import WRITEBACK_BYTES, Copy, coalesce, copies_of, copy_range, group, write_at
 from ckpt_tools.writing.linux import preallocate, start_writeback
@@ -27,9 +27,13 @@ from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputFile
 from ckpt_tools.writing.sharing import Share, Taker, meeting
 
-__all__ = ["FileJob", "Task", "load_statistics", "share_tasks"]
+__all__ = ["FileJob", "Measured", "Task", "add_up", "load_measured", "share_tasks"]
 
 Task = Callable[[], None]
+
+Measured = dict[str, dict[str, Statistics]]
+"""What was measured of tensors, by name and by the rectangle of the whole tensor: one that several files hold counts
+once."""
 
 _CRC_CHUNK = 4 * 2**20
 
@@ -61,7 +65,7 @@ class FileJob:
         self._descriptor = -1
         self._open_tasks = 0
         self._shared: set[int] = set()
-        self._measured: dict[str, list[tuple[int, Statistics]]] = {}
+        self._measured: Measured = {}
 
     def own_tasks(self) -> list[Task]:
         """What fills the file but for its shared tensors; to be called once, before any task runs."""
@@ -94,19 +98,15 @@ class FileJob:
             if high - low >= WRITEBACK_BYTES:
                 start_writeback(self._open(), offset, high - low)
 
-    def measure(self, index: int, number: int, statistics: Statistics) -> None:
-        """Add what was measured of the band `number` of a tensor."""
+    def measure(self, index: int, region: Region, statistics: Statistics) -> None:
+        """Add what was measured of a rectangle of the tensor that a tensor of this file is, or is a slice of."""
+        place = ",".join(f"{start}:{stop}" for start, stop in region)
         with self._lock:
-            self._measured.setdefault(self._entry.tensors[index][0], []).append((number, statistics))
+            self._measured.setdefault(self._entry.tensors[index][0], {})[place] = statistics
 
-    def statistics(self) -> dict[str, Statistics]:
-        """What was measured, summed in an order that does not depend on the threads."""
-        totals = {}
-        for name, measured in self._measured.items():
-            totals[name] = Statistics()
-            for _, part in sorted(measured, key=lambda item: item[0]):
-                totals[name].add(part)
-        return totals
+    def measured(self) -> Measured:
+        """What was measured."""
+        return self._measured
 
     def close(self) -> None:
         """Close the file if a failure left it open."""
@@ -133,7 +133,7 @@ class FileJob:
             self._progress.advance(_append_crc(self._descriptor, self._layout.size))
         os.fsync(self._descriptor)
         self.close()
-        _save_statistics(self._workspace, self._entry.name, self.statistics())
+        _save_measured(self._workspace, self._entry.name, self._measured)
         self._workspace.complete(self._entry.name)
 
     def _make_tasks(self) -> Iterator[Callable[[], int]]:
@@ -147,8 +147,8 @@ class FileJob:
                 copies.extend(copies_of(tensor, payloads))
                 continue
             computed = unreshaped(tensor)
-            for number, region in enumerate(bands(computed.shape, self._budget.band_elements)):
-                yield partial(self._compute, index, computed, number, region)
+            for region in bands(computed.shape, self._budget.band_elements):
+                yield partial(self._compute, index, computed, region)
         for pieces in group(coalesce(copies)):
             yield partial(self._copy, pieces)
 
@@ -158,7 +158,7 @@ class FileJob:
             write_at(descriptor, memoryview(data), offset)
         return sum(len(data) for _, data in self._layout.literals)
 
-    def _compute(self, index: int, tensor: LazyTensor, number: int, region: Region) -> int:
+    def _compute(self, index: int, tensor: LazyTensor, region: Region) -> int:
         statistics = Statistics()
         begin = end = _flat_start(tensor.shape, region) * tensor.dtype.itemsize
         # What overflows is counted by name, and told by whoever approves the outcome.
@@ -168,7 +168,7 @@ class FileJob:
                 self.write(index, end, data)
                 end += len(data)
         self.start_writeback(index, begin, end)
-        self.measure(index, number, statistics)
+        self.measure(index, _moved(region, tensor.region) if isinstance(tensor, Sliced) else region, statistics)
         return end - begin
 
     def _copy(self, pieces: list[Copy]) -> int:
@@ -193,27 +193,22 @@ def share_tasks(share: Share, jobs: Sequence[FileJob], budget: Budget) -> list[T
         budget: How much is read at a time.
     """
     limit = min(budget.band_elements, max(_SHARED_BYTES // share.tensor.dtype.itemsize, 1))
-    moved = [
-        tuple((low + start, low + stop) for (low, _), (start, stop) in zip(share.region, region, strict=True))
-        for region in bands(region_shape(share.region), limit)
-    ]
-    touched = [[taker for taker in share.takers if meeting(share, taker, region) is not None] for region in moved]
+    regions = [_moved(region, share.region) for region in bands(region_shape(share.region), limit)]
+    touched = [[taker for taker in share.takers if meeting(share, taker, region) is not None] for region in regions]
     counts = Counter((taker.file, taker.index) for takers in touched for taker in takers)
     for taker in share.takers:
         jobs[taker.file].expect(taker.index, counts[taker.file, taker.index])
     return [
-        partial(_fill, share, jobs, takers, number, region)
-        for number, (region, takers) in enumerate(zip(moved, touched, strict=True))
-        if takers
+        partial(_fill, share, jobs, takers, region) for region, takers in zip(regions, touched, strict=True) if takers
     ]
 
 
-def _fill(share: Share, jobs: Sequence[FileJob], takers: list[Taker], number: int, region: Region) -> None:
+def _fill(share: Share, jobs: Sequence[FileJob], takers: list[Taker], region: Region) -> None:
     statistics = Statistics()
     with np.errstate(over="ignore", invalid="ignore"):
         values = share.tensor.read(region, statistics)
     # Counted once, however many files take of it.
-    jobs[takers[0].file].measure(takers[0].index, number, statistics)
+    jobs[takers[0].file].measure(takers[0].index, region, statistics)
     for taker in takers:
         met = meeting(share, taker, region)
         assert met is not None
@@ -228,22 +223,40 @@ def _fill(share: Share, jobs: Sequence[FileJob], takers: list[Taker], number: in
         jobs[taker.file].end_task(done)
 
 
-def load_statistics(workspace: Workspace, name: str) -> dict[str, Statistics] | None:
+def load_measured(workspace: Workspace, name: str) -> Measured | None:
     """What was measured when a file was written; None where a crash of the machine lost it."""
     try:
         loaded = json.loads(_statistics_file(workspace, name).read_text())
-        return {tensor: Statistics(**measured) for tensor, measured in loaded.items()}
+        return {
+            tensor: {place: Statistics(**measured) for place, measured in places.items()}
+            for tensor, places in loaded.items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
-def _save_statistics(workspace: Workspace, name: str, statistics: Mapping[str, Statistics]) -> None:
-    text = json.dumps({tensor: asdict(measured) for tensor, measured in statistics.items()})
-    _statistics_file(workspace, name).write_text(text)
+def add_up(measured: Measured) -> dict[str, Statistics]:
+    """The sums of what was measured of each tensor, in an order that does not depend on the threads."""
+    totals = {}
+    for name, places in measured.items():
+        totals[name] = Statistics()
+        for place in sorted(places):
+            totals[name].add(places[place])
+    return totals
+
+
+def _save_measured(workspace: Workspace, name: str, measured: Measured) -> None:
+    text = {tensor: {place: asdict(part) for place, part in places.items()} for tensor, places in measured.items()}
+    _statistics_file(workspace, name).write_text(json.dumps(text))
 
 
 def _statistics_file(workspace: Workspace, name: str) -> Path:
     return workspace.folder / (name.replace("/", "%2F") + ".statistics.json")
+
+
+def _moved(region: Region, place: Region) -> Region:
+    """A rectangle of a rectangle, as one of the whole."""
+    return tuple((low + start, low + stop) for (start, stop), (low, _) in zip(region, place, strict=True))
 
 
 def _flat_start(shape: tuple[int, ...], region: Region) -> int:

@@ -17,7 +17,7 @@ from ckpt_tools.tensors.lazy import Statistics
 from ckpt_tools.tensors.sources import check_unchanged, close_sources
 from ckpt_tools.writing.atomic import Workspace, claim_output
 from ckpt_tools.writing.copying import Copy, copy_range, write_at
-from ckpt_tools.writing.file_job import FileJob, Task, load_statistics, share_tasks
+from ckpt_tools.writing.file_job import FileJob, Measured, Task, add_up, load_measured, share_tasks
 from ckpt_tools.writing.interrupts import HeldInterrupts, hold_interrupts
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputBytes, OutputCopy, OutputFile, Plan
@@ -37,14 +37,24 @@ class Outcome:
     """What an execution did.
 
     Attributes:
-        statistics: What was measured, by the name of the output tensor; computed tensors only.
+        measured: What was measured of computed tensors.
         bytes_written: Bytes that this run wrote.
         resumed: Files that a killed run of the same plan had completed, and this one took over.
     """
 
-    statistics: dict[str, Statistics] = field(default_factory=dict)
+    measured: Measured = field(default_factory=dict)
     bytes_written: int = 0
     resumed: list[str] = field(default_factory=list)
+
+    @property
+    def statistics(self) -> dict[str, Statistics]:
+        """What was measured, by the name of the output tensor; computed tensors only."""
+        return add_up(self.measured)
+
+    def add(self, measured: Measured) -> None:
+        """Add what was measured when a file was written."""
+        for name, places in measured.items():
+            self.measured.setdefault(name, {}).update(places)
 
 
 def execute(
@@ -107,16 +117,16 @@ def _write_entries(
 ) -> None:
     files: list[OutputFile] = []
     for file in plan.files():
-        measured = load_statistics(workspace, file.name) if workspace.is_complete(file.name) else None
+        measured = load_measured(workspace, file.name) if workspace.is_complete(file.name) else None
         if measured is None:
             files.append(file)
         else:
-            outcome.statistics.update(measured)
+            outcome.add(measured)
             outcome.resumed.append(file.name)
     progress.start(sum(file.nbytes() for file in files), "writing")
     for start in range(0, len(files), _OPEN_FILES):
         for job in _write_files(files[start : start + _OPEN_FILES], workspace, budget, progress, held):
-            outcome.statistics.update(job.statistics())
+            outcome.add(job.measured())
             outcome.bytes_written += job.size
     for entry in plan.entries:
         if not isinstance(entry, OutputFile):

@@ -1,0 +1,99 @@
+"""Merging through layouts: inputs in slices of ranks, an output cut for ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckpt_tools.distributed import Gathered, plan_ranks, scatter
+from ckpt_tools.distributed.rank_outputs import RANK_PREFIX
+from ckpt_tools.formats import Checkpoint
+from ckpt_tools.formats.model import NamedTensor
+from ckpt_tools.layout import Strategy, read_strategy
+from ckpt_tools.writing.destination import destination
+from ckpt_tools.writing.outputs import Changes, OutputOptions, default_output, plan_output
+from ckpt_tools.writing.plan import Plan
+from surgery.naming import Role, classify
+from surgery.states import split_optimizer_state
+
+__all__ = ["MergeStrategies", "is_optimizer_state", "merge_output", "plan_merged"]
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class MergeStrategies:
+    """How the inputs of a merge are cut, and how the output is to be; None for what is whole."""
+
+    source: Strategy | None
+    adapters: tuple[Strategy | None, ...]
+    target: Strategy | None
+
+    @classmethod
+    def read(
+        cls, source: PathLike | None, adapters: Sequence[PathLike | None], target: PathLike | None
+    ) -> MergeStrategies:
+        """Read the strategies of a base, of its adapters and of an output.
+
+        Raises:
+            PetSurgeryError: As of `read_strategy`.
+        """
+        known: dict[PathLike | None, Strategy | None] = {None: None}
+        for path in (source, *adapters, target):
+            if path is not None and path not in known:
+                known[path] = read_strategy(path)
+        return cls(known[source], tuple(known[path] for path in adapters), known[target])
+
+    def paths(self) -> set[Path]:
+        """The files and folders that were read."""
+        return {strategy.path for strategy in (self.source, *self.adapters, self.target) if strategy is not None}
+
+
+def is_optimizer_state(name: str) -> bool:
+    """Whether a merge leaves a tensor out anyway, so that nobody has to know how it is cut."""
+    return split_optimizer_state(name) is not None
+
+
+def merge_output(base: Checkpoint, output: PathLike | None, format: str, target: Strategy | None) -> Path:
+    """Where a merge's output goes: where the user says, or beside the working folder under the base's name."""
+    if output is not None:
+        return destination(output)
+    if target is not None and not base.is_folder:
+        return Path(f"{base.path.stem}-merged")
+    return default_output(base, format, "merged")
+
+
+def plan_merged(
+    base: Checkpoint,
+    tensors: Sequence[NamedTensor],
+    target: Strategy | None,
+    options: OutputOptions,
+    changes: Changes,
+) -> Plan:
+    """Lay a merge's output out, whole or for ranks.
+
+    Args:
+        base: What the output descends from.
+        tensors: What is written, in order.
+        target: How the output is cut; None for a whole one.
+        options: What the user wants.
+        changes: What else has to be told.
+
+    Raises:
+        UsageError: Options contradict each other.
+        MismatchError: The tensors and the target's strategy do not fit together.
+    """
+    if target is None:
+        return plan_output(base, tensors, options, changes)
+    whole = dict(tensors)
+    parts = {name: (1,) * len(tensor.shape) for name, tensor in tensors}
+    listed = frozenset(name for layouts in target.stages for name in layouts)
+    scattered = scatter(Gathered(whole, parts), target, may_miss=lambda name: _is_folded(name, listed))
+    return plan_ranks(base, whole, scattered, options, RANK_PREFIX, changes.metadata)
+
+
+def _is_folded(name: str, names: frozenset[str]) -> bool:
+    """Whether a strategy, as that of the training, lists an adapter's parameter, which the merge folds in."""
+    return classify(name, names).role not in (Role.WEIGHT, Role.OPTIMIZER, Role.SCALAR)
