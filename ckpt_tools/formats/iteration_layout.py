@@ -111,34 +111,37 @@ def _without_replicas(
 
     Slices with the least choice go first, of those the largest; each goes to the rank that has the fewest bytes.
     """
-    cells = [(name, cell, holders) for name, tensor in tensors.items() for cell, holders in tensor.holders.items()]
+    cells = [
+        (len(holders), negative_bytes, name, cell)
+        for name, tensor in tensors.items()
+        for negative_bytes in (-tensor.cell_bytes,)
+        for cell, holders in tensor.holders.items()
+    ]
     loads = [0] * len(ranks)
     owners: dict[tuple[str, int], int] = {}
-    for name, cell, holders in sorted(cells, key=lambda item: (len(item[2]), -tensors[item[0]].cell_bytes)):
-        owner = min(holders, key=loads.__getitem__)
+    for _, negative_bytes, name, cell in sorted(cells):
+        owner = min(tensors[name].holders[cell], key=loads.__getitem__)
         owners[name, cell] = owner
-        loads[owner] += tensors[name].cell_bytes
+        loads[owner] -= negative_bytes
     return [
-        [one for one in group if owners[one.name, tensors[one.name].cell_of(one)] == rank]
+        [one for one in group if owners[one.name, tensors[one.name].cells[one.region]] == rank]
         for rank, group in enumerate(ranks)
     ]
 
 
 def _metadata_json(tensors: Mapping[str, SlicedTensor], files: Iterable[RankFile]) -> bytes:
-    """The document, a line a tensor and a line a slice."""
-    described = {name: _describe(tensor) for name, tensor in tensors.items()}
-    stored: dict[str, list[object]] = {}
+    """The document, in each of its halves a line a tensor."""
+    stored: dict[str, dict[int, list[object]]] = {name: {} for name in tensors}
     for file in files:
         for one in file.slices:
-            cell = tensors[one.name].cell_of(one)
-            entry = {
-                "file_name": file.name,
-                "storage_rank": file.rank,
-                "rank_group": tensors[one.name].holders[cell],
-            }
-            stored.setdefault(repr((one.name, (cell,))), []).append(entry)
-    members: dict[str, Mapping[str, object]] = {"state_dict_metadata": described, "storage_data": stored}
-    text = ",\n".join(f"{_json(key)}: {{\n{_lines(value)}\n}}" for key, value in members.items())
+            tensor = tensors[one.name]
+            cell = tensor.cells[one.region]
+            entry = {"file_name": file.name, "storage_rank": file.rank, "rank_group": tensor.holders[cell]}
+            stored[one.name].setdefault(cell, []).append(entry)
+    described = (_members({name: _describe(tensor)}) for name, tensor in tensors.items())
+    held = (_members({repr((name, (cell,))): by_cell[cell] for cell in by_cell}) for name, by_cell in stored.items())
+    halves = {"state_dict_metadata": described, "storage_data": held}
+    text = ",\n".join(f'"{key}": {{\n' + ",\n".join(lines) + "\n}" for key, lines in halves.items())
     return f"{{\n{text}\n}}\n".encode()
 
 
@@ -166,9 +169,6 @@ def _describe(tensor: SlicedTensor) -> dict[str, object]:
     }
 
 
-def _lines(members: Mapping[str, object]) -> str:
-    return ",\n".join(f"{_json(key)}: {_json(value)}" for key, value in members.items())
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _members(members: Mapping[str, object]) -> str:
+    """The members of a JSON object, without its braces."""
+    return json.dumps(members, ensure_ascii=False)[1:-1]

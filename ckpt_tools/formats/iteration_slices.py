@@ -46,13 +46,14 @@ class SlicedTensor:
         dtype: Its type.
         shape: Its shape.
         parts: In how many parts each axis is cut.
-        holders: The index of each cell, in C order of the grid, to the ranks that hold it; in the order in which the
-            first rank that has one comes.
+        cells: The place of each cell to its index, in C order of the grid.
+        holders: The index of each cell to the ranks that hold it; in the order of the first ranks that do.
     """
 
     dtype: DType
     shape: tuple[int, ...]
     parts: tuple[int, ...]
+    cells: Mapping[Region, int]
     holders: Mapping[int, Sequence[int]]
 
     @property
@@ -64,13 +65,6 @@ class SlicedTensor:
     def cell_bytes(self) -> int:
         """Bytes of every slice."""
         return math.prod(self.cell_shape) * self.dtype.itemsize
-
-    def cell_of(self, one: RankSlice) -> int:
-        """The index of a slice in the grid."""
-        index = 0
-        for (start, _), length, count in zip(one.region, self.cell_shape, self.parts, strict=True):
-            index = index * count + (start // length if length else 0)
-        return index
 
     @property
     def layout(self) -> DeviceLayout:
@@ -145,9 +139,9 @@ def _gather(name: str, slices: Sequence[tuple[int, RankSlice]]) -> SlicedTensor 
     if len(shapes) > 1:
         shown = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
         return Problem(where, f"slices of the shapes {shown}", "equal slices, as this format knows no others")
-    parts = tuple(len(cuts) - 1 for cuts in edges)
-    tensor = SlicedTensor(first.dtype, first.shape, parts, {})
+    cells = {region: index for index, region in enumerate(sorted(regions))}
     holders: dict[int, list[int]] = {}
     for rank, one in slices:
-        holders.setdefault(tensor.cell_of(one), []).append(rank)
-    return SlicedTensor(first.dtype, first.shape, parts, holders)
+        holders.setdefault(cells[one.region], []).append(rank)
+    parts = tuple(len(cuts) - 1 for cuts in edges)
+    return SlicedTensor(first.dtype, first.shape, parts, cells, holders)
