@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_tools.formats.ckpt_values import quote_name
-from ckpt_tools.formats.folder import Listing, list_folder, locate
+from ckpt_tools.formats.folder import WEIGHT_SUFFIXES, Listing, list_folder, locate
 from ckpt_tools.tensors.sources import open_source, read_exactly
 from surgery.errors import CorruptInputError, InputMissingError, PetSurgeryError, Problem
 
@@ -134,7 +134,8 @@ def find_iteration(path: str | os.PathLike[str]) -> Path:
 
 
 def _is_parent(listing: Listing) -> bool:
-    return TRACKER_FILE in listing.files or bool(_iterations(listing))
+    # A folder that holds weights itself is their checkpoint, whatever lies below it.
+    return TRACKER_FILE in listing.files or bool(_iterations(listing) and not listing.with_suffix(*WEIGHT_SUFFIXES))
 
 
 def _is_iteration_folder(listing: Listing) -> bool:

@@ -42,8 +42,22 @@ class ChunkJoiner:
                 self.problems.add(
                     f"{self.metadata.path}, storage_data", _key_text(name, offset), "chunks of state_dict_metadata"
                 )
+        self._check_ranks()
         joined = ((name, self._tensor(name, entry)) for name, entry in described.items())
         return {name: tensor for name, tensor in joined if tensor is not None}
+
+    def _check_ranks(self) -> None:
+        """A file is written by one rank: with another rank it is a wrong file's name, and other slices' values."""
+        ranks: dict[str, set[int]] = {}
+        for holders in self.metadata.holders.values():
+            for holder in holders:
+                ranks.setdefault(holder.file, set()).add(holder.rank)
+        for file, writers in ranks.items():
+            if len(writers) > 1:
+                shown = " and ".join(str(rank) for rank in sorted(writers)[:_MAX_SHOWN])
+                self.problems.add(
+                    f"{self.metadata.path}, storage_data", f"{file} of the ranks {shown}", "a rank a file"
+                )
 
     def _tensor(self, name: str, entry: TensorMetadata) -> GlobalTensor | None:
         where = f"{self.metadata.path}, tensor {quote_name(name)}"

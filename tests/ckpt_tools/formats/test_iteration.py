@@ -263,6 +263,13 @@ def test_one_file_for_two_chunks_is_refused(folder: Path, document: Document) ->
     assert f"{FIRST} for several chunks" in refusal(folder)
 
 
+def test_files_that_change_places_for_one_tensor_are_refused(folder: Path, document: Document) -> None:
+    first, second = (document["storage_data"][repr(("model.w", (index,)))][0] for index in (0, 1))
+    first["file_name"], second["file_name"] = second["file_name"], first["file_name"]
+    write_metadata(folder, document)
+    assert f"{FIRST} of the ranks 0 and 1" in refusal(folder)
+
+
 def test_a_layout_that_puts_a_rank_elsewhere_than_its_offset_is_refused(folder: Path, document: Document) -> None:
     document["state_dict_metadata"]["model.w"]["layout"]["tensor_map"] = [0, 1]
     write_metadata(folder, document)
@@ -316,6 +323,24 @@ def test_metadata_that_was_changed_anywhere_is_read_or_refused_but_never_a_crash
             else:
                 holder[key] = copy.deepcopy(chance.choice(pool))
         write_metadata(folder, damaged)
+        _read_or_refused(folder)
+
+
+def test_numbers_and_file_names_that_were_changed_are_read_or_refused_but_never_a_crash(
+    folder: Path, document: Document
+) -> None:
+    """The form stays, so that what is checked is what the numbers mean."""
+    names = [file_name(kind, rank, RANKS) for kind in ("model", "adam") for rank in range(RANKS)]
+    for seed in range(300):
+        chance = random.Random(seed)
+        changed = copy.deepcopy(document)
+        places = [
+            place for place in _places(changed) if type(place[2]) is int or str(place[2]).endswith(".safetensors")
+        ]
+        for _ in range(chance.randint(1, 2)):
+            holder, key, value = chance.choice(places)
+            holder[key] = chance.randint(0, 13) if type(value) is int else chance.choice(names)
+        write_metadata(folder, changed)
         _read_or_refused(folder)
 
 

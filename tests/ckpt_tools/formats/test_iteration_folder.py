@@ -115,6 +115,12 @@ def test_other_checkpoints_are_no_iterations(tmp_path: Path) -> None:
     assert not is_iteration(tmp_path / "hf" / "model-00001-of-00001.safetensors")
 
 
+def test_a_folder_with_weights_of_its_own_is_no_parent(tmp_path: Path) -> None:
+    make(tmp_path, iteration_folder_name(7))
+    add(tmp_path, "model.safetensors", "a")
+    assert not is_iteration(tmp_path)
+
+
 def test_a_link_to_an_iteration_has_its_number(tmp_path: Path) -> None:
     make(tmp_path, iteration_folder_name(7))
     (tmp_path / "best").symlink_to(iteration_folder_name(7))

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from iteration_folders import MEANINGS, cell_region, cells
 
@@ -20,6 +20,7 @@ def grids(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(count * draw(st.integers(1, 5)) for count in parts), parts
 
 
+@settings(deadline=None)
 @given(grids(), st.sampled_from(sorted(MEANINGS)), st.randoms())
 def test_chunks_are_placed_whatever_their_offsets_mean(grid, meaning, chance) -> None:  # type: ignore[no-untyped-def]
     shape, parts = grid
@@ -33,6 +34,7 @@ def test_chunks_are_placed_whatever_their_offsets_mean(grid, meaning, chance) ->
     assert placed[1] == tuple(tuple(range(0, size + 1, length)) for size, length in zip(shape, local, strict=True))
 
 
+@settings(deadline=None)
 @given(grids(), st.sampled_from(sorted(MEANINGS)), st.data())
 def test_chunks_of_which_one_is_missing_or_doubled_are_not_placed(grid, meaning, data) -> None:  # type: ignore[no-untyped-def]
     shape, parts = grid
@@ -45,6 +47,7 @@ def test_chunks_of_which_one_is_missing_or_doubled_are_not_placed(grid, meaning,
     assert place_chunks(shape, offsets, [local] * len(offsets)) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), max_size=3))
 def test_uneven_chunks_are_placed_by_element(lengths: list[list[int]]) -> None:
     edges = tuple(tuple(itertools.accumulate(axis, initial=0)) for axis in lengths)
@@ -109,6 +112,7 @@ def layouts_and_shapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[tuple[in
     return matrix, tuple(tensor_map), tuple(shape)
 
 
+@settings(deadline=None)
 @given(layouts_and_shapes())
 def test_a_layout_puts_each_rank_where_the_definition_does(case) -> None:  # type: ignore[no-untyped-def]
     matrix, tensor_map, shape = case

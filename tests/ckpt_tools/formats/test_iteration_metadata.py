@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from iteration_folders import describe, write_metadata
 
@@ -25,6 +25,7 @@ def read(folder: Path, document: object) -> Any:
     return read_iteration_metadata(folder / "metadata.json")
 
 
+@settings(deadline=None)
 @given(st.text(), st.lists(st.integers(0, 2**62), max_size=4))
 def test_a_key_is_what_python_writes_of_a_name_and_an_offset(name: str, offset: list[int]) -> None:
     assert parse_chunk_key(repr((name, tuple(offset)))) == (name, tuple(offset))
