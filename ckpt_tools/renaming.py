@@ -60,7 +60,9 @@ def rename_tensors(tensors: Sequence[NamedTensor], names: str) -> tuple[list[Nam
         unknown = [name for name in table if name not in known]
         if unknown:
             found = "a name that the checkpoint does not have"
-            raise MismatchError(Problem(f"{names}, {name}", found) for name in unknown)
+            raise MismatchError(
+                Problem(f"{names}, {name}", found, remedy="Correct it or leave it out") for name in unknown
+            )
         new_names = [table.get(name, name) for name in old_names]
     twice = [name for name, count in Counter(new_names).items() if count > 1]
     if twice:

@@ -56,6 +56,7 @@ __all__ = ["main", "transform_command"]
     "--allow-missing", multiple=True, metavar="PATTERN", help="Parameters of --dst-strategy that SRC may lack."
 )
 @click.option("--allow-unused", multiple=True, metavar="PATTERN", help="Tensors of SRC that --dst-strategy may lack.")
+@click.option("--allow-nonfinite", is_flag=True, help="Accept values beyond the range of --dtype, as Inf.")
 @click.option("--check-replicas", is_flag=True, help="Compare all that SRC holds more than once.")
 @click.option("--check-crc", is_flag=True, help="Check the CRC-32 of .ckpt inputs.")
 @common_options
@@ -73,6 +74,7 @@ def transform_command(
     replicated: tuple[str, ...],
     allow_missing: tuple[str, ...],
     allow_unused: tuple[str, ...],
+    allow_nonfinite: bool,
     check_replicas: bool,
     check_crc: bool,
     output: str | None,
@@ -123,6 +125,7 @@ def transform_command(
         replicated=replicated,
         allow_missing=allow_missing,
         allow_unused=allow_unused,
+        allow_nonfinite=allow_nonfinite,
         check_replicas=check_replicas,
         check_crc=check_crc,
         force=force,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -41,6 +42,8 @@ class Gathered:
         unlisted: The names among them that are in no layout, and that each rank is to hold whole.
         replicas: What the files hold more than once.
         left_out: Names that are in no layout, and that the caller has no use for.
+        absent: Names in the strategy that no file holds.
+        warnings: What is odd but legal, a sentence each.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -48,6 +51,8 @@ class Gathered:
     unlisted: frozenset[str] = frozenset()
     replicas: tuple[Replica, ...] = ()
     left_out: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def gather(
@@ -96,6 +101,7 @@ class _Gathering:
     replicas: list[Replica] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     left_out: dict[str, None] = field(default_factory=dict)
+    single: dict[str, None] = field(default_factory=dict)
 
     def run(self) -> None:
         for stage, layouts in enumerate(self.strategy.stages):
@@ -119,7 +125,22 @@ class _Gathering:
             more = len(self.problems) - _MAX_PROBLEMS
             rest = [Problem(str(self.folder.path), f"{more} more problems of these kinds")] if more > 0 else []
             raise MismatchError([*self.problems[:_MAX_PROBLEMS], *rest])
-        return Gathered(self.tensors, self.parts, frozenset(self.unlisted), tuple(self.replicas), tuple(self.left_out))
+        return Gathered(
+            self.tensors,
+            self.parts,
+            frozenset(self.unlisted),
+            tuple(self.replicas),
+            tuple(self.left_out),
+            absent=tuple(dict.fromkeys(n for stage in self.strategy.stages for n in stage if n not in self.tensors)),
+            warnings=tuple(self._warnings()),
+        )
+
+    def _warnings(self) -> Iterator[str]:
+        if self.single:
+            yield (
+                f"{self.folder.path}: each part of {len(self.single)} tensors such as {next(iter(self.single))} is on "
+                "one rank alone, though the strategy has it on several: as if saved with remove_redundancy"
+            )
 
     def _held(self, name: str, ranks: Sequence[int]) -> Iterator[tuple[int, LazyTensor]]:
         """The ranks among these that hold a tensor, and what they hold."""
@@ -134,15 +155,18 @@ class _Gathering:
     def _assemble(self, name: str, layout: Layout, ranks: range) -> None:
         held = dict(self._held(name, ranks))
         first_rank, first = next(iter(held.items()))
+        if any((tensor.shape, tensor.dtype) != (first.shape, first.dtype) for tensor in held.values()):
+            first_rank = _usual(held)
+            first = held[first_rank]
         try:
             cut = cut_of(layout, len(first.shape), self._where(name, first_rank))
             edges = cut_evenly(_whole_shape(first.shape, cut, layout), cut.parts, layout.split_shape, name)
         except MismatchError as error:
             self.problems += error.problems
             return
-        found = len(self.problems)
-        self._check_slices(name, cut, edges, ranks, held)
-        if len(self.problems) > found:
+        problems = self._misfits(name, cut, edges, ranks, held, first_rank) + self._gaps(name, cut, ranks, held)
+        if problems:
+            self.problems += problems
             return
         holders = [[ranks[number] for number in group if ranks[number] in held] for group in cut.holders().values()]
         cells = tuple(held[group[0]] for group in holders)
@@ -152,10 +176,17 @@ class _Gathering:
                 self._add_replica(name, held[group[0]], held[rank], f"rank {group[0]}", f"rank {rank}")
         self._add(name, whole, cut.parts, ranks)
 
-    def _check_slices(
-        self, name: str, cut: Cut, edges: tuple[tuple[int, ...], ...], ranks: range, held: Mapping[int, LazyTensor]
-    ) -> None:
-        first = next(iter(held.values()))
+    def _misfits(
+        self,
+        name: str,
+        cut: Cut,
+        edges: tuple[tuple[int, ...], ...],
+        ranks: range,
+        held: Mapping[int, LazyTensor],
+        reference: int,
+    ) -> list[Problem]:
+        """The ranks whose tensor is of another shape than the reference's has it, or of another type."""
+        problems = []
         for number, cell in enumerate(cut.cells):
             tensor = held.get(ranks[number])
             if tensor is None:
@@ -166,23 +197,37 @@ class _Gathering:
                     f"shape {_text(tensor.shape)}",
                     f"{_text(expected)}, by the strategy and the other ranks",
                 )
-                self.problems.append(Problem(self._where(name, ranks[number]), found, wanted))
-            elif tensor.dtype != first.dtype:
-                found, wanted = f"type {tensor.dtype}", f"{first.dtype}, as on rank {next(iter(held))}"
-                self.problems.append(Problem(self._where(name, ranks[number]), found, wanted))
-        for cell, group in cut.holders().items():
+                problems.append(Problem(self._where(name, ranks[number]), found, wanted))
+            elif tensor.dtype != held[reference].dtype:
+                found, wanted = f"type {tensor.dtype}", f"{held[reference].dtype}, as on rank {reference}"
+                problems.append(Problem(self._where(name, ranks[number]), found, wanted))
+        return problems
+
+    def _gaps(self, name: str, cut: Cut, ranks: range, held: Mapping[int, LazyTensor]) -> list[Problem]:
+        """The parts that no rank holds, and the ranks that should hold a copy of one."""
+        if len(held) == len(ranks):
+            return []
+        problems = []
+        groups = cut.holders()
+        # A .ckpt does not say whether redundancy was removed from it: then each part is on one rank alone.
+        is_single = all(sum(ranks[number] in held for number in group) == 1 for group in groups.values())
+        for cell, group in groups.items():
             members = [ranks[number] for number in group]
             lacking = [rank for rank in members if rank not in held]
             if len(lacking) == len(members):
                 found, wanted = f"part {_text(cell)} on none of {_ranks(lacking)}", "a rank that holds each part"
-                self.problems.append(Problem(f"{self.folder.path}, {name}", found, wanted, "Copy the files again"))
+                problems.append(Problem(f"{self.folder.path}, {name}", found, wanted, "Copy the files again"))
                 continue
             wanted = f"it, as on {_ranks([rank for rank in members if rank in held])}"
-            self.problems += [
-                Problem(self._where(name, rank), "not in the file", wanted)
+            said = {rank: self.folder.ranks[rank].metadata.get("remove_redundancy", "").lower() for rank in lacking}
+            if is_single and not all(said.values()):
+                self.single[name] = None
+            problems += [
+                Problem(self._where(name, rank), "not in the file", wanted, "Copy the file again")
                 for rank in lacking
-                if self.folder.ranks[rank].metadata.get("remove_redundancy", "").lower() != "true"
+                if said[rank] != "true" and not (is_single and not said[rank])
             ]
+        return problems
 
     def _add(self, name: str, whole: LazyTensor, parts: tuple[int, ...], ranks: Sequence[int]) -> None:
         known = self.tensors.get(name)
@@ -237,6 +282,12 @@ def _whole_shape(slice_shape: tuple[int, ...], cut: Cut, layout: Layout) -> tupl
     if layout.split_shape and shape and cut.parts[0] > 1:
         return (sum(layout.split_shape), *shape[1:])
     return shape
+
+
+def _usual(held: Mapping[int, LazyTensor]) -> int:
+    """The first rank whose tensor is of the shape and type that most have: rather the many than the first are right."""
+    usual, _ = Counter((tensor.shape, tensor.dtype) for tensor in held.values()).most_common(1)[0]
+    return next(rank for rank, tensor in held.items() if (tensor.shape, tensor.dtype) == usual)
 
 
 def _text(shape: Sequence[int]) -> str:

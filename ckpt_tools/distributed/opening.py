@@ -81,10 +81,10 @@ def open_whole(
             sources=tuple(file for rank in folder.ranks for file in rank.sources),
             crc={file: value for rank in folder.ranks for file, value in rank.crc.items()},
             # Files of all ranks are odd in the same way.
-            warnings=tuple(dict.fromkeys(warning for rank in folder.ranks for warning in rank.warnings)),
+            warnings=(*dict.fromkeys(warning for rank in folder.ranks for warning in rank.warnings), *whole.warnings),
         )
         return Opened(base, whole, len(folder.ranks), folder.step)
-    if strategy is not None:
+    if strategy is not None and source.exists():
         raise UsageError(
             Problem(
                 str(source),
@@ -93,7 +93,7 @@ def open_whole(
                 f"Leave {option} out",
             )
         )
-    if step is not None:
+    if step is not None and source.exists():
         raise UsageError(Problem("--step", step, "folders of ranks as the source", "Leave it out"))
     base = open_checkpoint(source)
     parts = {name: (1,) * len(tensor.shape) for name, tensor in base.tensors.items()}

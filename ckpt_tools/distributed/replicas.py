@@ -12,15 +12,19 @@ from surgery.errors import Problem
 __all__ = ["compare_replicas", "compare_unlisted"]
 
 _PIECE_ELEMENTS = 2**18
+_MAX_PROBLEMS = 50
 
 
 def compare_replicas(replicas: Sequence[Replica], progress: Progress) -> list[Problem]:
     """Read both of each pair, and tell those that differ in a bit."""
     progress.start(sum(replica.other.nbytes for replica in replicas), "comparing replicas")
     try:
-        return [problem for replica in replicas for problem in _compare(replica, progress)]
+        problems = [problem for replica in replicas for problem in _compare(replica, progress)]
     finally:
         progress.finish()
+    more = len(problems) - _MAX_PROBLEMS
+    rest = [Problem("replicas", f"{more} more that differ", "the same values on all ranks")] if more > 0 else []
+    return [*problems[:_MAX_PROBLEMS], *rest]
 
 
 def compare_unlisted(whole: Gathered, progress: Progress) -> list[Problem]:

@@ -82,6 +82,7 @@ class _Scattering:
     dropped: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    unplaced: bool = False
 
     def __post_init__(self) -> None:
         self.stages = [{} for _ in self.strategy.stages]
@@ -111,7 +112,14 @@ class _Scattering:
             self.dropped.append(name)
         else:
             known = [other for layouts in self.strategy.stages for other in layouts]
-            self._add_problem(f"{name}: no layout in the target's strategy", name, known, "--allow-unused")
+            remedy = "Accept it with --allow-unused PATTERN"
+            if not self.unplaced:
+                remedy = (
+                    "If the strategy leaves frozen parameters out, save it again with "
+                    f"parallel.strategy_ckpt_config.only_trainable_params: False. {remedy}"
+                )
+            self.unplaced = True
+            self._add_problem(f"{name}: no layout in the target's strategy", name, known, remedy)
 
     def find_missing(self, may_miss: Callable[[str], bool]) -> None:
         names = dict.fromkeys(name for layouts in self.strategy.stages for name in layouts)
@@ -120,13 +128,14 @@ class _Scattering:
                 continue
             self.missing.append(name)
             if not (is_training_scalar(name) or split_optimizer_state(name, names) or may_miss(name)):
-                self._add_problem(f"{name}: not in the source", name, list(self.source.tensors), "--allow-missing")
+                remedy = "Accept it with --allow-missing PATTERN"
+                self._add_problem(f"{name}: not in the source", name, list(self.source.tensors), remedy)
 
-    def _add_problem(self, found: str, name: str, known: list[str], option: str) -> None:
+    def _add_problem(self, found: str, name: str, known: list[str], remedy: str) -> None:
         # Finding near names takes a while, and those beyond the limit are not told.
         near = near_names(name, known) if len(self.problems) < _MAX_PROBLEMS else []
         likely = f"Is it {' or '.join(near)}? " if near else ""
-        self.problems.append(Problem(str(self.strategy.path), found, remedy=f"{likely}Accept it with {option} PATTERN"))
+        self.problems.append(Problem(str(self.strategy.path), found, remedy=f"{likely}{remedy}"))
 
     def result(self) -> Scattered:
         if self.problems:

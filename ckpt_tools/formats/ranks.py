@@ -10,11 +10,11 @@ from pathlib import Path
 
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.formats.recognise import read_file
-from surgery.errors import InputMissingError, MismatchError, PetSurgeryError, Problem
+from surgery.errors import InputMissingError, MismatchError, PetSurgeryError, Problem, UsageError
 
 __all__ = ["RankFolder", "is_rank_folder", "rank_numbers", "read_rank_folder"]
 
-_RANK = re.compile(r"rank_(\d+)")
+_RANK = re.compile(r"rank_(0|[1-9]\d*)")
 _STEP = re.compile(r"-(\d+)_(\d+)$")
 _RANK_IN_NAME = re.compile(r"(?:^|_)rank_(\d+)(?=\D|$)")
 _WEIGHTS = (".ckpt", ".safetensors")
@@ -59,6 +59,7 @@ def read_rank_folder(path: str | os.PathLike[str], step: str | None = None) -> R
         step: Which step, as `EPOCH_STEP`; by default the latest, which has to be that of all ranks.
 
     Raises:
+        UsageError: The step is not of this form.
         InputMissingError: There are no ranks, or one has no file, or not of this step.
         CorruptInputError: A file breaks its format.
         MismatchError: A rank is missing, the ranks' latest steps differ, or a rank has several files to choose from.
@@ -84,7 +85,7 @@ def read_rank_folder(path: str | os.PathLike[str], step: str | None = None) -> R
 def _parse_step(step: str) -> Step:
     match = re.fullmatch(r"(\d+)_(\d+)", step)
     if not match:
-        raise MismatchError(Problem("--step", step, "EPOCH_STEP, as in the files' names: 9_1"))
+        raise UsageError(Problem("--step", repr(step), "EPOCH_STEP, as in the files' names: 9_1"))
     return int(match[1]), int(match[2])
 
 
@@ -103,7 +104,8 @@ def _choose(path: Path, files: list[dict[Step | None, list[Path]]], wanted: Step
     empty = [number for number, by_step in enumerate(files) if not by_step]
     if empty:
         raise InputMissingError(
-            Problem(str(path / f"rank_{number}"), "no .ckpt and no .safetensors file") for number in empty[:_MAX_LISTED]
+            Problem(str(path / f"rank_{number}"), "no .ckpt and no .safetensors file", "the checkpoint of this rank")
+            for number in empty[:_MAX_LISTED]
         )
     if wanted is not None:
         lacking = [number for number, by_step in enumerate(files) if wanted not in by_step]

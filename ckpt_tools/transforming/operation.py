@@ -27,10 +27,11 @@ from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import Cast
 from ckpt_tools.writing.destination import check_destination, check_room, destination
 from ckpt_tools.writing.memory import Budget, make_budget
-from ckpt_tools.writing.outputs import Changes, OutputOptions, plan_output
+from ckpt_tools.writing.outputs import Changes, OutputOptions, default_output, plan_output
 from ckpt_tools.writing.plan import Plan
-from ckpt_tools.writing.write import execute
-from surgery.errors import MismatchError, Problem, UsageError
+from ckpt_tools.writing.write import Outcome, execute
+from surgery.errors import MismatchError, NonFiniteError, PetSurgeryError, Problem, UsageError
+from surgery.states import is_training_scalar, split_optimizer_state
 from surgery.version import __version__
 
 __all__ = ["transform"]
@@ -39,6 +40,7 @@ PathLike = str | os.PathLike[str]
 
 _DTYPES = ("keep", "bf16", "fp16", "fp32")
 _FORMATS = ("keep", "ckpt", "safetensors")
+_MAX_PROBLEMS = 50
 
 
 def transform(
@@ -56,6 +58,7 @@ def transform(
     replicated: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
     allow_unused: Sequence[str] = (),
+    allow_nonfinite: bool = False,
     check_replicas: bool = False,
     check_crc: bool = False,
     force: bool = False,
@@ -80,8 +83,10 @@ def transform(
         max_shard_size: Bytes, or a size such as `5GB`: shards of a whole output.
         names: `keep`, `hf`, `mindformers`, or a JSON file of old and new names. The target's strategy has new names.
         replicated: Patterns of names that the source's strategy may lack, since every rank holds all of them.
-        allow_missing: Patterns of names in the target's strategy that the source may lack.
-        allow_unused: Patterns of names in the source that the target's strategy may lack; they are left out.
+        allow_missing: Patterns of names in the target's strategy, or in the source's where the output is whole, that
+            the source may lack.
+        allow_unused: Patterns of names in the source that a strategy may lack; they are left out.
+        allow_nonfinite: Accept values that `dtype` cannot hold: they become Inf.
         check_replicas: Compare everything that the source holds more than once.
         check_crc: Check the CRC-32 of files that have one; costs a read of them.
         force: Replace an existing output.
@@ -95,18 +100,21 @@ def transform(
         InputMissingError: An input is not there.
         CorruptInputError: An input breaks its format.
         MismatchError: Files and strategies do not fit together; all problems at once.
+        NonFiniteError: A value is beyond the range of `dtype`.
         ResourceError: No room, no memory, an I/O error.
         OutputExistsError: The output exists and `force` is not set.
     """
     started = time.monotonic()
     _check_words(("--dtype", dtype, _DTYPES), ("--format", format, _FORMATS))
     source = Path(source)
-    strategies = [None if path is None else read_strategy(path) for path in (src_strategy, dst_strategy)]
-    opened = open_whole(source, strategies[0], step=step, replicated=replicated)
+    strategies = _read_strategies(src_strategy, dst_strategy)
+    opened = open_whole(source, strategies[0], step=step, replicated=replicated, may_leave_out=_matches(allow_unused))
     if check_crc:
         _check_crcs(opened, progress)
     whole = opened.whole
     problems = compare_replicas(whole.replicas, progress) if check_replicas else compare_unlisted(whole, progress)
+    if strategies[1] is None:
+        problems += _absences(source, whole, _matches(allow_missing))
     if problems:
         raise MismatchError(problems)
     whole, renamed = _rename(_cast(opened.whole, dtype), names)
@@ -124,11 +132,17 @@ def transform(
         plan = plan_ranks(opened.base, whole.tensors, scattered, options, prefix, metadata)
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
     inputs = [source, *(strategy.path for strategy in strategies if strategy is not None)]
+    inputs += dict.fromkeys(Path(file.path).parent for file in opened.base.sources if opened.ranks)
     check_destination(plan, inputs, force=force)
     report = _report(source, strategies, opened, whole, scattered, plan, budget)
     check_room(path, report.bytes_written, report.free_disk_bytes)
     if not dry_run:
-        outcome = execute(plan, force=force, budget=budget, progress=progress)
+
+        def approve(outcome: Outcome) -> None:
+            if not allow_nonfinite:
+                _refuse_overflow(outcome, dtype)
+
+        outcome = execute(plan, force=force, budget=budget, progress=progress, approve=approve)
         report = replace(report, resumed=tuple(outcome.resumed))
     return replace(report, dry_run=dry_run, seconds=time.monotonic() - started)
 
@@ -137,6 +151,50 @@ def _check_words(*options: tuple[str, str, tuple[str, ...]]) -> None:
     for option, word, known in options:
         if word not in known:
             raise UsageError(Problem(option, word, ", ".join(known)))
+
+
+def _read_strategies(*paths: PathLike | None) -> list[Strategy | None]:
+    """The strategies in these files; what is wrong with several of them is told at once."""
+    outcomes = [None if path is None else _try_read(path) for path in paths]
+    errors = [outcome for outcome in outcomes if isinstance(outcome, PetSurgeryError)]
+    if errors:
+        raise type(errors[0])(problem for error in errors for problem in error.problems)
+    return [outcome for outcome in outcomes if not isinstance(outcome, PetSurgeryError)]
+
+
+def _try_read(path: PathLike) -> Strategy | PetSurgeryError:
+    try:
+        return read_strategy(path)
+    except PetSurgeryError as error:
+        return error
+
+
+def _absences(source: Path, whole: Gathered, may_miss: Callable[[str], bool]) -> list[Problem]:
+    """The parameters of the source's strategy that a whole output would lack."""
+    absent = [
+        name
+        for name in whole.absent
+        if not (is_training_scalar(name) or split_optimizer_state(name, whole.tensors) or may_miss(name))
+    ]
+    more = len(absent) - _MAX_PROBLEMS
+    remedy = "Copy the files again, or accept it with --allow-missing PATTERN"
+    problems = [
+        Problem(str(source), f"{name} in no file", "it, as the strategy has it", remedy)
+        for name in absent[:_MAX_PROBLEMS]
+    ]
+    rest = [Problem(str(source), f"{more} more in no file", "all that the strategy has", remedy)] if more > 0 else []
+    return problems + rest
+
+
+def _refuse_overflow(outcome: Outcome, dtype: str) -> None:
+    remedy = "Choose another --dtype, or accept it with --allow-nonfinite"
+    problems = [
+        Problem(name, f"{over} elements beyond the range of {dtype}", "values that it can hold", remedy)
+        for name, measured in outcome.statistics.items()
+        if (over := measured.nonfinite_output - measured.nonfinite_input) > 0
+    ]
+    if problems:
+        raise NonFiniteError(problems)
 
 
 def _matches(patterns: Sequence[str]) -> Callable[[str], bool]:
@@ -176,10 +234,9 @@ def _rename(whole: Gathered, names: str) -> tuple[Gathered, dict[str, str]]:
 
 
 def _default_output(source: Path, opened: Opened, format: str, scattered: Scattered | None) -> Path:
-    if opened.base.is_folder or scattered is not None:
-        stem = source.resolve().name if opened.base.is_folder else source.stem
-        return Path(f"{stem}-transformed")
-    return Path(f"{source.stem}-transformed{source.suffix if format == 'keep' else '.' + format}")
+    if scattered is not None and not opened.base.is_folder:
+        return Path(f"{source.stem}-transformed")
+    return default_output(opened.base, format, "transformed")
 
 
 def _report(
@@ -216,8 +273,8 @@ def _report(
             )
             for name, tensor in kept
         ),
-        dropped=() if scattered is None else scattered.dropped,
-        missing=() if scattered is None else scattered.missing,
+        dropped=(*opened.whole.left_out, *(() if scattered is None else scattered.dropped)),
+        missing=opened.whole.absent if scattered is None else scattered.missing,
         warnings=opened.base.warnings,
         bytes_read=plan.bytes_read(),
         bytes_written=plan.bytes_written(),

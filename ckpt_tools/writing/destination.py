@@ -46,7 +46,8 @@ def check_destination(plan: Plan, inputs: Iterable[Path], *, force: bool) -> Non
     output = plan.output
     paths = [*inputs, *(Path(source.path) for source in plan.sources())]
     for path in paths:
-        if path.is_dir() and not plan.is_folder and output.parent.exists() and path.samefile(output.parent):
+        is_member = not plan.is_folder or _RANK_FOLDER.fullmatch(output.name)
+        if path.is_dir() and is_member and output.parent.exists() and path.samefile(output.parent):
             raise UsageError(Problem(f"-o {output}", f"it would become a part of the input {path}", "another folder"))
         if output.exists() and (path.samefile(output) or output.resolve() in path.resolve().parents):
             raise UsageError(Problem(f"-o {output}", f"it is, or holds, the input {path}", "a path of its own"))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from layout_cases import layouts
 from merge_cases import random
 from rank_folders import assert_same_arrays, read_arrays, read_ranks, slices_of_rank, strategy_of, write_ranks
-from strategy_bytes import strategy_bytes
+from transform_cases import write_strategy
 
 from ckpt_tools import transform
 from ckpt_tools.layout.model import Layout, Strategy
@@ -38,17 +38,6 @@ def twice_cut(draw: st.DrawFn) -> tuple[dict[str, np.ndarray], Strategy, Strateg
     return tensors, strategy_of(cuts[0]), strategy_of(cuts[1])
 
 
-def written(path: Path, strategy: Strategy) -> Path:
-    """A file, or a folder with a file for each stage."""
-    if len(strategy.stages) == 1:
-        path.write_bytes(strategy_bytes(strategy.stages[0]))
-        return path
-    path.mkdir()
-    for number, stage in enumerate(strategy.stages):
-        (path / f"stage_{number}.ckpt").write_bytes(strategy_bytes(stage, stage=number))
-    return path
-
-
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 @settings(max_examples=150, deadline=None)
 @given(case=twice_cut())
@@ -57,7 +46,7 @@ def test_any_layout_becomes_any_other(suffix: str, case: tuple[dict[str, np.ndar
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = write_ranks(folder / "in", tensors, before, lambda rank: f"x_rank_{rank}-3_2{suffix}")
-        src, dst = written(folder / "src", before), written(folder / "dst", after)
+        src, dst = write_strategy(folder / "src", before), write_strategy(folder / "dst", after)
         report = transform(source, src_strategy=src, dst_strategy=dst, output=folder / "out", check_replicas=True)
         assert report.dst_ranks == after.ranks
         for rank, held in enumerate(read_ranks(folder / "out")):
@@ -85,7 +74,10 @@ def test_a_pipeline_becomes_one_stage_and_back(tmp_path: Path) -> None:
     flat = strategy_of({name: Layout((2,), whole if "0" in name else row) for name in tensors if name != "global_step"})
     source = write_ranks(tmp_path / "in", tensors, pipeline)
     assert "layers.3.weight" not in read_ranks(source)[0]
-    paths = {"src_strategy": written(tmp_path / "pp", pipeline), "dst_strategy": written(tmp_path / "flat", flat)}
+    paths = {
+        "src_strategy": write_strategy(tmp_path / "pp", pipeline),
+        "dst_strategy": write_strategy(tmp_path / "flat", flat),
+    }
     report = transform(source, **paths, output=tmp_path / "out", check_replicas=True)
     assert (report.src_ranks, report.dst_ranks, report.step) == (8, 2, "3_2")
     for rank, held in enumerate(read_ranks(tmp_path / "out")):
