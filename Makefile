@@ -1,7 +1,7 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-core conformance check lint format bench clean
+.PHONY: help demo test test-core conformance check lint format bench bench-transform clean
 
 help:
 	@echo "make demo         merge an adapter into a real model and read the result back (1 minute, 1.2 GB of disk)"
@@ -9,7 +9,8 @@ help:
 	@echo "make test-core    the tests that need no MindSpore"
 	@echo "make conformance  against PyTorch, PEFT and transformers"
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
-	@echo "make bench        the benchmarks, against MindFormers and PEFT too (BENCH_ARGS='--size ... --rows ...')"
+	@echo "make bench        pet-merge's benchmarks, against MindFormers and PEFT (BENCH_ARGS='--size ... --rows ...')"
+	@echo "make bench-transform  pet-transform's, against MindSpore"
 	@echo "make clean        remove environments, caches and the demo's files"
 
 # A version manager may put a `python3.12` on the path that only says it is not installed: each candidate is run.
@@ -96,6 +97,9 @@ format: .venv-dev/.complete
 bench: .venv-bench/.complete .venv/.complete .venv-conformance/.complete
 	@.venv-bench/bin/python benchmarks/merge.py --mindformers-python .venv/bin/python \
 		--peft-python .venv-conformance/bin/python $(BENCH_ARGS)
+
+bench-transform: .venv-bench/.complete .venv/.complete
+	@.venv-bench/bin/python benchmarks/transform.py --mindspore-python .venv/bin/python $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv .venv-dev .venv-demo .venv-conformance .venv-bench build dist demo bench-work

@@ -95,7 +95,7 @@ def warm(*paths: Path) -> Callable[[], None]:
 
     def read() -> None:
         for path in paths:
-            for file in [path] if path.is_file() else sorted(path.iterdir()):
+            for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
                 with file.open("rb", buffering=0) as opened:
                     while opened.read(2**24):
                         pass

@@ -50,7 +50,9 @@ class Shape:
 SIZES = {
     "tiny": Shape(2, 256, 704, 1000),
     "1.5GB": Shape(12, 2048, 5632, 32000),
+    "2GB": Shape(16, 2048, 5632, 32000),
     "13.5GB": Shape(32, 4096, 11008, 32000),
+    "16GB": Shape(36, 4096, 12288, 32000),
 }
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -76,6 +78,42 @@ def write_base(path: Path, size: str, dtype: str) -> None:
     """A base of `SIZES[size]`, in the format that the path's suffix names."""
     metadata = {"format": "pt"} if path.suffix == ".safetensors" else None
     save_checkpoint(path, _weights(size, dtype), metadata=metadata)
+
+
+def write_strategy(path: Path, size: str, ranks: int, axes: str = "as trained", stages: int = 1) -> None:
+    """A strategy for such a base: a JSON file, or of several stages a folder with one for each.
+
+    Args:
+        path: Where it goes.
+        size: Which of `SIZES`.
+        ranks: Devices of a stage.
+        axes: `as trained`: o_proj and down_proj cut on axis 1, the others on axis 0; or `0` or `1` for all.
+        stages: Stages of the pipeline; each holds as many layers.
+    """
+    layouts: list[dict[str, object]] = [{} for _ in range(stages)]
+    for name, shape in SIZES[size].weights():
+        parts = name.split(".")
+        stage = int(parts[2]) * stages // SIZES[size].layers if parts[1] == "layers" else stages - 1
+        stage = 0 if "embed" in name else stage
+        axis = int(axes) if axes.isdigit() else int("o_proj" in name or "down_proj" in name)
+        layouts[stage][name] = {
+            "dev_matrix": [ranks],
+            "tensor_map": [0 if axis == position and len(shape) > 1 else -1 for position in range(len(shape))],
+            "param_split_shape": [],
+            "indices_offset": [],
+            "field": 0,
+            "opt_weight_shard_step": 0,
+            "opt_weight_shard_size": 0,
+        }
+    if stages > 1:
+        path.mkdir()
+    for stage, items in enumerate(layouts):
+        document = {
+            "current_stage": 1,
+            "parallel_strategy_item": {"operator": {"stage": stage, "parallel_strategy": [[ranks]]}},
+            "parallel_layout_item": items,
+        }
+        (path / f"stage_{stage}.json" if stages > 1 else path).write_text(json.dumps(document))
 
 
 def write_adapter(path: Path, size: str, rank: int, targets: tuple[str, ...]) -> None:
