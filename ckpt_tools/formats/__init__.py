@@ -2,26 +2,26 @@
 
 from ckpt_tools.formats.ckpt import check_crc, crc_trailer, layout_ckpt, read_ckpt
 from ckpt_tools.formats.detect import open_checkpoint
-from ckpt_tools.formats.iteration import read_iteration
-from ckpt_tools.formats.iteration_folder import (
+from ckpt_tools.formats.iteration import (
     COMMON_FILE,
     METADATA_FILE,
     MODEL,
     OPTIMIZER,
     TRACKER_FILE,
+    Chunk,
+    GlobalTensor,
+    Iteration,
+    IterationLayout,
+    RankFile,
+    RankSlice,
+    common_json,
     find_iteration,
     is_iteration,
     iteration_folder_name,
-)
-from ckpt_tools.formats.iteration_layout import (
-    IterationLayout,
-    RankFile,
-    common_json,
     layout_iteration,
+    read_iteration,
     tracker_text,
 )
-from ckpt_tools.formats.iteration_model import Chunk, GlobalTensor, Iteration
-from ckpt_tools.formats.iteration_slices import RankSlice
 from ckpt_tools.formats.model import Checkpoint, FileLayout, NamedTensor, Payload
 from ckpt_tools.formats.safetensors import layout_safetensors, read_safetensors
 from ckpt_tools.formats.sharded import index_json, index_name, plan_shards, read_folder, weights_name

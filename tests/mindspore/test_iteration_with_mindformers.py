@@ -30,13 +30,13 @@ from ckpt_tools.formats import (
     TRACKER_FILE,
     RankSlice,
     common_json,
+    iteration_folder_name,
     layout_iteration,
     layout_safetensors,
     read_iteration,
     read_safetensors,
     tracker_text,
 )
-from ckpt_tools.formats.iteration_folder import iteration_folder_name
 from ckpt_tools.tensors.dtypes import BY_NAME, dtype_of
 from ckpt_tools.tensors.lazy import Region, full_region
 from ckpt_tools.tensors.views import Constant

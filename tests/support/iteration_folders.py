@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from helpers import materialise
 
-from ckpt_tools.formats.iteration_model import GlobalTensor
+from ckpt_tools.formats.iteration.model import GlobalTensor
 from ckpt_tools.formats.safetensors_layout import layout_safetensors
 from ckpt_tools.tensors.dtypes import dtype_of
 from ckpt_tools.tensors.lazy import Region

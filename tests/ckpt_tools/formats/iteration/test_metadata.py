@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from iteration_folders import describe, write_metadata
 
-from ckpt_tools.formats.iteration_metadata import parse_chunk_key, read_iteration_metadata
+from ckpt_tools.formats.iteration.metadata import parse_chunk_key, read_iteration_metadata
 from ckpt_tools.tensors.dtypes import BY_NAME
 from surgery.errors import CorruptInputError
 

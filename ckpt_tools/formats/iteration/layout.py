@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckpt_tools.formats.iteration_folder import MODEL, OPTIMIZER, WeightsFileName
-from ckpt_tools.formats.iteration_slices import RankSlice, SlicedTensor, gather_slices
+from ckpt_tools.formats.iteration.folder import MODEL, OPTIMIZER, WeightsFileName
+from ckpt_tools.formats.iteration.slices import RankSlice, SlicedTensor, gather_slices
 from surgery.errors import Problem, UsageError
 
 __all__ = ["IterationLayout", "RankFile", "common_json", "layout_iteration", "tracker_text"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckpt_tools.formats.iteration_grid import Edges
+from ckpt_tools.formats.iteration.grid import Edges
 from ckpt_tools.tensors.dtypes import DType
 from ckpt_tools.tensors.lazy import LazyTensor, Region
 from ckpt_tools.tensors.sources import Source

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from ckpt_tools.formats.ckpt_values import quote_name
 from ckpt_tools.formats.folder import natural_key
-from ckpt_tools.formats.iteration_folder import WeightsFileName
-from ckpt_tools.formats.iteration_grid import cells_of, part_region, place_chunks
-from ckpt_tools.formats.iteration_metadata import Holder, IterationMetadata, TensorMetadata
-from ckpt_tools.formats.iteration_model import Chunk, GlobalTensor
-from ckpt_tools.formats.iteration_problems import IterationProblems
+from ckpt_tools.formats.iteration.folder import WeightsFileName
+from ckpt_tools.formats.iteration.grid import cells_of, part_region, place_chunks
+from ckpt_tools.formats.iteration.metadata import Holder, IterationMetadata, TensorMetadata
+from ckpt_tools.formats.iteration.model import Chunk, GlobalTensor
+from ckpt_tools.formats.iteration.problems import IterationProblems
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.tensors.lazy import LazyTensor, Region, full_region, region_shape
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from iteration_folders import MEANINGS, cell_region, cells
 
-from ckpt_tools.formats.iteration_grid import DeviceLayout, cells_of, find_edges, part_region, place_chunks
+from ckpt_tools.formats.iteration.grid import DeviceLayout, cells_of, find_edges, part_region, place_chunks
 from ckpt_tools.tensors.lazy import region_shape
 
 

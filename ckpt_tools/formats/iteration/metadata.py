@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TypeGuard, TypeVar
 
 from ckpt_tools.formats.ckpt_values import quote_name
-from ckpt_tools.formats.iteration_grid import DeviceLayout
+from ckpt_tools.formats.iteration.grid import DeviceLayout
 from ckpt_tools.formats.strict_json import parse_json
 from ckpt_tools.tensors.dtypes import BY_MINDSPORE_NAME, DType
 from ckpt_tools.tensors.sources import open_source, read_exactly

@@ -8,7 +8,7 @@ from folders import add, write_two_shards
 from iteration_folders import write_file, write_iteration
 
 from ckpt_tools.formats import find_iteration, is_iteration, iteration_folder_name
-from ckpt_tools.formats.iteration_folder import WeightsFileName, iteration_number
+from ckpt_tools.formats.iteration.folder import WeightsFileName, iteration_number
 from surgery.errors import CorruptInputError, InputMissingError
 
 TENSORS = {"w": (np.arange(4, dtype=np.float32), (2,))}

@@ -1,6 +1,6 @@
 """An iteration of MindFormers' Checkpoint 2.0, read into whole tensors and the chunks that they are made of.
 
-`iteration_folder` says what lies where. Only headers are read. What `metadata.json` says must agree with what the files
+`folder` says what lies where. Only headers are read. What `metadata.json` says must agree with what the files
 hold: every chunk is where it should be, of the type and shape that it should have, and the chunks cover each tensor
 exactly once; its layout and its offsets put each rank's chunk at the same place. A single rank writes no
 `metadata.json`: its tensors are whole.
@@ -14,17 +14,17 @@ from pathlib import Path
 
 from ckpt_tools.formats.ckpt_values import quote_name
 from ckpt_tools.formats.folder import WEIGHT_SUFFIXES, Listing, list_folder, locate, natural_key
-from ckpt_tools.formats.iteration_folder import (
+from ckpt_tools.formats.iteration.folder import (
     COMMON_FILE,
     METADATA_FILE,
     WeightsFileName,
     find_iteration,
     iteration_number,
 )
-from ckpt_tools.formats.iteration_join import ChunkJoiner, kind_of
-from ckpt_tools.formats.iteration_metadata import IterationMetadata, read_iteration_metadata
-from ckpt_tools.formats.iteration_model import Chunk, GlobalTensor, Iteration
-from ckpt_tools.formats.iteration_problems import IterationProblems
+from ckpt_tools.formats.iteration.join import ChunkJoiner, kind_of
+from ckpt_tools.formats.iteration.metadata import IterationMetadata, read_iteration_metadata
+from ckpt_tools.formats.iteration.model import Chunk, GlobalTensor, Iteration
+from ckpt_tools.formats.iteration.problems import IterationProblems
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.formats.recognise import read_file
 from ckpt_tools.formats.strict_json import MAX_JSON_BYTES, parse_json

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_tools.formats.ckpt_values import quote_name
-from ckpt_tools.formats.iteration_folder import MODEL
-from ckpt_tools.formats.iteration_grid import DeviceLayout, find_edges
+from ckpt_tools.formats.iteration.folder import MODEL
+from ckpt_tools.formats.iteration.grid import DeviceLayout, find_edges
 from ckpt_tools.formats.strict_json import is_encodable
 from ckpt_tools.tensors.dtypes import DType
 from ckpt_tools.tensors.lazy import Region, region_shape
