@@ -23,6 +23,7 @@ __all__ = ["Workspace", "claim_output", "refuse_existing", "sync_folder"]
 _DIGEST_FILE = "plan.sha256"
 _CONTENT = "content"
 _PART = ".part"
+_ATTEMPTS = "attempts"
 
 # Where no folder can be made at all (/proc), making one fails as if it had just been removed.
 _LOCK_ATTEMPTS = 100
@@ -37,12 +38,14 @@ class Workspace:
         output: The path that the output will have.
         is_folder: Whether the output is a folder.
         force: Whether an existing output may be replaced.
+        digest: The digest of the plan that fills it.
     """
 
     folder: Path
     output: Path
     is_folder: bool
     force: bool
+    digest: str
 
     @property
     def content(self) -> Path:
@@ -52,6 +55,32 @@ class Workspace:
     def part(self, name: str) -> Path:
         """Where a file of the output is written until it is complete."""
         return self.content / (name + _PART)
+
+    def attempt(self, key: str) -> Path:
+        """Where another process writes a file until this one takes it over: a place apart from all other attempts.
+
+        A machine that was given up may still be writing. What it writes is of no attempt that counts, and nothing of it
+        is ever among the content.
+
+        Args:
+            key: Random; the attempt's name.
+        """
+        folder = self.folder / _ATTEMPTS
+        folder.mkdir(exist_ok=True)
+        return folder / key
+
+    def take_over(self, attempt: Path, name: str) -> None:
+        """Make what an attempt wrote and synced the part of a file."""
+        part = self.part(name)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        attempt.rename(part)
+
+    def is_visible(self) -> bool:
+        """Whether the hidden folder is the run's own, seen from here: asked by the processes that help it."""
+        try:
+            return (self.folder / _DIGEST_FILE).read_text() == self.digest
+        except OSError:
+            return False
 
     def is_complete(self, name: str) -> bool:
         """Whether a run before this one, of the same plan, completed the file."""
@@ -117,8 +146,8 @@ def claim_output(output: Path, digest: str, *, is_folder: bool, force: bool) -> 
     try:
         descriptor = _lock(hidden)
         try:
-            workspace = Workspace(hidden, output, is_folder, force)
-            _prepare(workspace, digest)
+            workspace = Workspace(hidden, output, is_folder, force, digest)
+            _prepare(workspace)
             yield workspace
         finally:
             # The folder goes before the lock does, so that no other run can find it half removed.
@@ -210,16 +239,18 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _prepare(workspace: Workspace, digest: str) -> None:
+def _prepare(workspace: Workspace) -> None:
     marker = workspace.folder / _DIGEST_FILE
     try:
-        if not (marker.is_file() and marker.read_bytes() == digest.encode()):
+        if not (marker.is_file() and marker.read_bytes() == workspace.digest.encode()):
             for path in workspace.folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         for path in workspace.content.rglob("*" + _PART):
             path.unlink()
+        if (workspace.folder / _ATTEMPTS).exists():
+            shutil.rmtree(workspace.folder / _ATTEMPTS)
         workspace.content.mkdir(exist_ok=True)
-        marker.write_text(digest)
+        marker.write_text(workspace.digest)
     except OSError as error:
         raise _refused(workspace.folder, error) from error
 

@@ -27,7 +27,7 @@ from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputFile
 from ckpt_tools.writing.sharing import Share, Taker, meeting
 
-__all__ = ["FileJob", "Measured", "Task", "add_up", "load_measured", "share_tasks"]
+__all__ = ["FileJob", "Measured", "Task", "add_up", "load_measured", "save_measured", "share_tasks"]
 
 Task = Callable[[], None]
 
@@ -46,16 +46,20 @@ class FileJob:
 
     Args:
         entry: The file.
-        workspace: Where it grows.
+        part: Where it grows: a free path in a folder that is there.
         budget: How much is read at a time.
         progress: What is told how far it is.
+        keep: What is done with it when it is written, synced and closed.
     """
 
-    def __init__(self, entry: OutputFile, workspace: Workspace, budget: Budget, progress: Progress) -> None:
-        self._entry = entry
-        self._workspace = workspace
+    def __init__(
+        self, entry: OutputFile, part: Path, budget: Budget, progress: Progress, keep: Callable[[FileJob], None]
+    ) -> None:
+        self.entry = entry
+        self._part = part
         self._budget = budget
         self._progress = progress
+        self._keep = keep
         self._layout = entry.layout()
         self.size = self._layout.size + (len(crc_trailer(0)) if entry.crc else 0)
         self._payloads: dict[int, list[Payload]] = {}
@@ -102,7 +106,7 @@ class FileJob:
         """Add what was measured of a rectangle of the tensor that a tensor of this file is, or is a slice of."""
         place = ",".join(f"{start}:{stop}" for start, stop in region)
         with self._lock:
-            self._measured.setdefault(self._entry.tensors[index][0], {})[place] = statistics
+            self._measured.setdefault(self.entry.tensors[index][0], {})[place] = statistics
 
     def measured(self) -> Measured:
         """What was measured."""
@@ -119,9 +123,7 @@ class FileJob:
         """The file's descriptor; the first call makes the file."""
         with self._lock:
             if self._descriptor < 0:
-                part = self._workspace.part(self._entry.name)
-                part.parent.mkdir(parents=True, exist_ok=True)
-                self._descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
                 preallocate(self._descriptor, self.size)
             return self._descriptor
 
@@ -129,12 +131,11 @@ class FileJob:
         self.end_task(task())
 
     def _finish(self) -> None:
-        if self._entry.crc:
+        if self.entry.crc:
             self._progress.advance(_append_crc(self._descriptor, self._layout.size))
         os.fsync(self._descriptor)
         self.close()
-        _save_measured(self._workspace, self._entry.name, self._measured)
-        self._workspace.complete(self._entry.name)
+        self._keep(self)
 
     def _make_tasks(self) -> Iterator[Callable[[], int]]:
         yield self._write_literals
@@ -142,7 +143,7 @@ class FileJob:
         for index, payloads in self._payloads.items():
             if index in self._shared:
                 continue
-            tensor = self._entry.tensors[index][1]
+            tensor = self.entry.tensors[index][1]
             if tensor.byte_runs() is not None:
                 copies.extend(copies_of(tensor, payloads))
                 continue
@@ -245,7 +246,8 @@ def add_up(measured: Measured) -> dict[str, Statistics]:
     return totals
 
 
-def _save_measured(workspace: Workspace, name: str, measured: Measured) -> None:
+def save_measured(workspace: Workspace, name: str, measured: Measured) -> None:
+    """Keep what was measured, for a run that takes the file over."""
     text = {tensor: {place: asdict(part) for place, part in places.items()} for tensor, places in measured.items()}
     _statistics_file(workspace, name).write_text(json.dumps(text))
 

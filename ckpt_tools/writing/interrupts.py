@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["HeldInterrupts", "hold_interrupts"]
+__all__ = ["NOTHING_WRITTEN", "HeldInterrupts", "hold_interrupts"]
+
+NOTHING_WRITTEN = "nothing was written"
+"""What an interruption means until an output is published."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -1,35 +1,27 @@
-"""Execute a plan: copy what is untouched, compute the rest in bands, on threads, and publish the whole at once."""
+"""Execute a plan: have its files filled, add what comes with them, and publish the whole at once."""
 
 from __future__ import annotations
 
 import errno
 import os
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from threadpoolctl import threadpool_limits
 
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.tensors.lazy import Statistics
 from ckpt_tools.tensors.sources import check_unchanged, close_sources
 from ckpt_tools.writing.atomic import Workspace, claim_output
 from ckpt_tools.writing.copying import Copy, copy_range, write_at
-from ckpt_tools.writing.file_job import FileJob, Measured, Task, add_up, load_measured, share_tasks
-from ckpt_tools.writing.interrupts import HeldInterrupts, hold_interrupts
+from ckpt_tools.writing.executors import Executor, connect_executor
+from ckpt_tools.writing.file_job import Measured, add_up, load_measured
+from ckpt_tools.writing.interrupts import NOTHING_WRITTEN, HeldInterrupts, hold_interrupts
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputBytes, OutputCopy, OutputFile, Plan
-from ckpt_tools.writing.sharing import find_shares
 from surgery.errors import Problem, ResourceError
 
 __all__ = ["Outcome", "execute"]
-
-_NOTHING_WRITTEN = "nothing was written"
-
-# Files that are open at the same time, since they share tensors; 1,024 is a common limit of a process.
-_OPEN_FILES = 128
 
 
 @dataclass(slots=True)
@@ -64,6 +56,7 @@ def execute(
     budget: Budget | None = None,
     progress: Progress = SILENT,
     approve: Callable[[Outcome], None] = lambda outcome: None,
+    executor: str = "local",
 ) -> Outcome:
     """Write a plan's output: all of it, or nothing.
 
@@ -73,20 +66,21 @@ def execute(
         budget: Threads and memory; by default a thread for each core.
         progress: What is told how far it is.
         approve: Called when everything is written and before it is published; raises to call it off.
+        executor: Who fills the files: `local`, `ray` or `ray://HOST:PORT`. The bytes are the same.
 
     Raises:
         OutputExistsError: The output exists and `force` is not set, or another run writes it.
-        ResourceError: The disk is full, or an I/O call failed.
+        ResourceError: The disk is full, or an I/O call failed; a cluster does not answer, or keeps losing workers.
         InputChangedError: An input was modified meanwhile.
         KeyboardInterrupt: The run was interrupted; its argument says whether the output was published.
     """
     budget = budget or Budget()
     outcome = Outcome()
     claim = claim_output(plan.output, plan.digest(), is_folder=plan.is_folder, force=force)
-    with hold_interrupts("the output is complete") as held, claim as workspace:
+    filler = connect_executor(executor)  # which may take a while, and nothing is there yet that would have to go
+    with hold_interrupts("the output is complete") as held, closing(filler), claim as workspace:
         try:
-            with threadpool_limits(1, "blas"):
-                _write_entries(plan, workspace, budget, progress, outcome, held)
+            _write_entries(plan, workspace, filler, budget, progress, outcome, held)
             for source in plan.sources():
                 check_unchanged(source)
         except OSError as error:
@@ -95,7 +89,7 @@ def execute(
             progress.finish()
             close_sources()
         approve(outcome)
-        held.raise_pending(_NOTHING_WRITTEN)
+        held.raise_pending(NOTHING_WRITTEN)
         try:
             workspace.publish()
         except OSError as error:
@@ -113,72 +107,34 @@ def _failed(output: Path, error: OSError) -> ResourceError:
 
 
 def _write_entries(
-    plan: Plan, workspace: Workspace, budget: Budget, progress: Progress, outcome: Outcome, held: HeldInterrupts
+    plan: Plan,
+    workspace: Workspace,
+    filler: Executor,
+    budget: Budget,
+    progress: Progress,
+    outcome: Outcome,
+    held: HeldInterrupts,
 ) -> None:
     files: list[OutputFile] = []
+    measured: dict[str, Measured] = {}
     for file in plan.files():
-        measured = load_measured(workspace, file.name) if workspace.is_complete(file.name) else None
-        if measured is None:
+        known = load_measured(workspace, file.name) if workspace.is_complete(file.name) else None
+        if known is None:
             files.append(file)
         else:
-            outcome.add(measured)
+            measured[file.name] = known
             outcome.resumed.append(file.name)
     progress.start(sum(file.nbytes() for file in files), "writing")
-    for start in range(0, len(files), _OPEN_FILES):
-        for job in _write_files(files[start : start + _OPEN_FILES], workspace, budget, progress, held):
-            outcome.add(job.measured())
-            outcome.bytes_written += job.size
+    if files:
+        for written in filler.write(files, workspace, budget, progress, held):
+            measured[written.name] = written.measured
+            outcome.bytes_written += written.size
+    for file in plan.files():
+        outcome.add(measured[file.name])  # in the plan's order, whichever was done first
     for entry in plan.entries:
         if not isinstance(entry, OutputFile):
-            held.raise_pending(_NOTHING_WRITTEN)
+            held.raise_pending(NOTHING_WRITTEN)
             outcome.bytes_written += _write_companion(workspace, entry)
-
-
-def _write_files(
-    files: Sequence[OutputFile], workspace: Workspace, budget: Budget, progress: Progress, held: HeldInterrupts
-) -> list[FileJob]:
-    """Write files that are open at the same time."""
-    jobs = [FileJob(file, workspace, budget, progress) for file in files]
-    tasks = [task for share in find_shares(files) for task in share_tasks(share, jobs, budget)]
-    tasks += [task for job in jobs for task in job.own_tasks()]
-    with ThreadPoolExecutor(budget.threads, thread_name_prefix="write") as pool:
-        try:
-            _run_bounded(pool, tasks, 2 * budget.threads, held)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            for job in jobs:
-                job.close()
-    return jobs
-
-
-def _run_bounded(pool: ThreadPoolExecutor, tasks: Iterable[Task], limit: int, held: HeldInterrupts) -> None:
-    """Run tasks in order with at most `limit` submitted at a time; the first failure or interruption ends it."""
-    running: set[Future[None]] = set()
-    stop = threading.Event()
-
-    def guarded(task: Task) -> None:
-        if stop.is_set() or held.pending:
-            return
-        try:
-            task()
-        except BaseException:
-            stop.set()
-            raise
-
-    try:
-        for task in tasks:
-            if len(running) >= limit:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-            held.raise_pending(_NOTHING_WRITTEN)
-            running.add(pool.submit(guarded, task))
-        for future in running:
-            future.result()
-        held.raise_pending(_NOTHING_WRITTEN)
-    except BaseException:
-        stop.set()
-        raise
 
 
 def _write_companion(workspace: Workspace, entry: OutputBytes | OutputCopy) -> int:

@@ -1,0 +1,143 @@
+"""Who fills the files of a plan: threads of this process, or a Ray cluster.
+
+The run itself (its lock, what it resumes, companions, publishing) is `write`'s, whoever fills the files.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ckpt_tools.progress import Progress
+from ckpt_tools.writing.atomic import Workspace
+from ckpt_tools.writing.file_job import FileJob, Measured, save_measured
+from ckpt_tools.writing.interrupts import HeldInterrupts
+from ckpt_tools.writing.memory import Budget
+from ckpt_tools.writing.plan import OutputFile
+from ckpt_tools.writing.threads import fill_files
+from surgery.errors import MissingExtraError, Problem, UsageError
+
+__all__ = ["Executor", "Written", "check_executor", "connect_executor", "keep_file"]
+
+_RAY_SCHEME = "ray://"
+
+# Files that are open at the same time, since they share tensors; 1,024 is a common limit of a process.
+_OPEN_FILES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that was written.
+
+    Attributes:
+        name: Its name in the plan.
+        size: Bytes.
+        measured: What was measured of its computed tensors.
+    """
+
+    name: str
+    size: int
+    measured: Measured
+
+
+class Executor(Protocol):
+    """What fills files."""
+
+    def write(
+        self,
+        files: Sequence[OutputFile],
+        workspace: Workspace,
+        budget: Budget,
+        progress: Progress,
+        held: HeldInterrupts,
+    ) -> list[Written]:
+        """Complete files in a workspace; when this ends, well or not, nothing writes there any more.
+
+        Raises:
+            PetSurgeryError: Inputs or machines are at fault.
+            OSError: Writing failed.
+            KeyboardInterrupt: An interruption was held back.
+        """
+
+    def close(self) -> None:
+        """Let go of what was connected or started for it."""
+
+
+def check_executor(executor: str) -> None:
+    """Make sure that there is such an executor, before long work begins.
+
+    Args:
+        executor: `local`, `ray` or `ray://HOST:PORT`.
+
+    Raises:
+        UsageError: It is none of these.
+        MissingExtraError: Ray is not installed.
+    """
+    if executor == "local":
+        return
+    is_address = executor.startswith(_RAY_SCHEME) and executor != _RAY_SCHEME
+    if executor != "ray" and not is_address:
+        raise UsageError(Problem("--executor", executor or "nothing", "local, ray or ray://HOST:PORT"))
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtraError(
+            Problem(f"--executor {executor}", "Ray is not installed", remedy="pip install 'pet-surgery[ray]'")
+        )
+
+
+def connect_executor(executor: str) -> Executor:
+    """The executor of that name, ready to work; whoever asked for it closes it.
+
+    Args:
+        executor: `local`; `ray` for the cluster that this process is connected to, else that of `RAY_ADDRESS`, else
+            the one that runs on this machine, else one that is started here; or `ray://HOST:PORT`.
+
+    Raises:
+        UsageError: There is no such executor, or this process is connected to another cluster.
+        MissingExtraError: Ray is not installed.
+        ResourceError: No cluster answers at that address.
+    """
+    check_executor(executor)
+    if executor == "local":
+        return _Threads()
+    from ckpt_tools.writing.ray_executor import connect_ray
+
+    return connect_ray(executor if executor.startswith(_RAY_SCHEME) else None)
+
+
+def keep_file(workspace: Workspace, written: Written) -> None:
+    """Make a part of a workspace a complete file, with what was measured for a run that takes it over."""
+    save_measured(workspace, written.name, written.measured)
+    workspace.complete(written.name)
+
+
+class _Threads:
+    """Threads of this process."""
+
+    def write(
+        self,
+        files: Sequence[OutputFile],
+        workspace: Workspace,
+        budget: Budget,
+        progress: Progress,
+        held: HeldInterrupts,
+    ) -> list[Written]:
+        written: list[Written] = []
+
+        def keep(job: FileJob) -> None:
+            result = Written(job.entry.name, job.size, job.measured())
+            keep_file(workspace, result)
+            written.append(result)
+
+        for start in range(0, len(files), _OPEN_FILES):
+            jobs = []
+            for file in files[start : start + _OPEN_FILES]:
+                part = workspace.part(file.name)
+                part.parent.mkdir(parents=True, exist_ok=True)
+                jobs.append(FileJob(file, part, budget, progress, keep))
+            fill_files(jobs, budget, held)
+        return written
+
+    def close(self) -> None:
+        pass
