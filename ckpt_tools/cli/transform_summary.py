@@ -28,4 +28,6 @@ def summarise(report: TransformReport) -> str:
 
 
 def _layout(ranks: int, strategy: str | None) -> str:
-    return "whole" if strategy is None else f"{ranks} ranks ({strategy})"
+    if not ranks:
+        return "whole"
+    return f"{ranks} rank{'s' if ranks > 1 else ''}{f' ({strategy})' if strategy else ''}"

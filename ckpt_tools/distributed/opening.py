@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_tools.distributed.gathering import Gathered, gather
-from ckpt_tools.formats import Checkpoint, open_checkpoint
+from ckpt_tools.distributed.iteration_sources import gather_iteration
+from ckpt_tools.formats import Checkpoint, Iteration, is_iteration, open_checkpoint, read_iteration
 from ckpt_tools.formats.ranks import is_rank_folder, read_rank_folder
 from ckpt_tools.layout import Strategy
 from surgery.errors import MismatchError, Problem, UsageError
@@ -24,12 +26,14 @@ class Opened:
         whole: Its tensors, and how they are cut in the source.
         ranks: How many ranks it has; 0 for a whole one.
         step: Its step, where its files say one.
+        iteration: What it was made of, where it is one of Checkpoint 2.0.
     """
 
     base: Checkpoint
     whole: Gathered
     ranks: int = 0
     step: str = ""
+    iteration: Iteration | None = None
 
 
 def open_whole(
@@ -44,16 +48,16 @@ def open_whole(
     """Read the headers of a source.
 
     Args:
-        source: Folders of ranks, a file or a folder of shards.
-        strategy: How ranks' files are cut; None for a whole source.
-        step: Which step of ranks' files; None for the latest.
+        source: Folders of ranks, an iteration of Checkpoint 2.0 or its parent, a file or a folder of shards.
+        strategy: How ranks' files are cut; None for a whole source, and for an iteration, which says it itself.
+        step: Which step of ranks' files, or the number of the iteration; None for the latest.
         replicated: As for `gather`.
         may_leave_out: As for `gather`.
         option: What the user gives the strategy with.
 
     Raises:
         UsageError: Ranks' files without a strategy, or a strategy without them.
-        PetSurgeryError: As of `read_rank_folder`, `gather` and `open_checkpoint`.
+        PetSurgeryError: As of `read_rank_folder`, `gather`, `read_iteration` and `open_checkpoint`.
     """
     if is_rank_folder(source):
         if strategy is None:
@@ -84,6 +88,11 @@ def open_whole(
             warnings=(*dict.fromkeys(warning for rank in folder.ranks for warning in rank.warnings), *whole.warnings),
         )
         return Opened(base, whole, len(folder.ranks), folder.step)
+    if is_iteration(source):
+        if strategy is not None:
+            found, expected = "an iteration of Checkpoint 2.0, and a strategy", "its metadata.json, which says the same"
+            raise UsageError(Problem(str(source), found, expected, f"Leave {option} out"))
+        return _open_iteration(source, step, replicated, may_leave_out)
     if strategy is not None and source.exists():
         raise UsageError(
             Problem(
@@ -98,3 +107,23 @@ def open_whole(
     base = open_checkpoint(source)
     parts = {name: (1,) * len(tensor.shape) for name, tensor in base.tensors.items()}
     return Opened(base, Gathered(base.tensors, parts))
+
+
+def _open_iteration(
+    source: Path, step: str | None, replicated: Sequence[str], may_leave_out: Callable[[str], bool]
+) -> Opened:
+    if step is not None and not re.fullmatch(r"[0-9]{1,18}", step):
+        raise UsageError(Problem("--step", repr(step), "the number of an iteration, as in its folder's name: 120"))
+    iteration = read_iteration(source, None if step is None else int(step))
+    whole = gather_iteration(iteration, replicated, may_leave_out)
+    base = Checkpoint(
+        source,
+        "safetensors",
+        is_folder=True,
+        tensors=whole.tensors,
+        metadata={"format": "ms"},
+        sources=iteration.sources,
+        warnings=iteration.warnings,
+    )
+    number = "" if iteration.number is None else str(iteration.number)
+    return Opened(base, whole, iteration.ranks, number, iteration)

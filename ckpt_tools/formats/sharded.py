@@ -101,7 +101,7 @@ def _refuse_checkpoint_2(listing: Listing, path: str | os.PathLike[str]) -> None
         kind = "an iteration of MindFormers' Checkpoint 2.0" if b'"state_dict_metadata"' in head else None
     if kind is not None:
         raise UnknownFormatError(
-            Problem(str(path), kind, "a full checkpoint", "Sharded weights are read by pet-transform, a later release")
+            Problem(str(path), kind, "a full checkpoint", "pet-transform makes one of it, and pet-merge reads it")
         )
 
 
@@ -137,8 +137,7 @@ def _no_weights(listing: Listing, path: str | os.PathLike[str]) -> Problem:
             str(path),
             f"the weights of {len(ranks)} ranks ({ranks[0]} ...)",
             expected,
-            "They are slices, which need a strategy file to be put together: pet-transform, a later release, does so. "
-            "Until then use mindspore.transform_checkpoints",
+            "They are slices, which need a strategy file to be put together: pet-transform does so",
         )
     pickles = listing.with_suffix(*_PICKLE_SUFFIXES)
     if pickles:

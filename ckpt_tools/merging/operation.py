@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt_tools.distributed import compare_unlisted, open_whole
+from ckpt_tools.distributed import Opened, compare_unlisted, open_whole
 from ckpt_tools.fingerprint import fingerprint
 from ckpt_tools.formats import Checkpoint, check_crc
 from ckpt_tools.formats.model import NamedTensor
@@ -53,6 +53,7 @@ class _Inputs:
     config: Mapping[str, Any] | None
     adapters: tuple[Adapter, ...]
     is_combined: bool
+    opened: Opened
 
     @property
     def weights(self) -> dict[str, LazyTensor]:
@@ -96,7 +97,7 @@ def merge(
         adapter_strategy: The same for adapters in rank folders, one for all or one for each.
         dst_strategy: How the output is cut for ranks; by default it is whole.
         dtype: `keep`, `bf16`, `fp16` or `fp32`: the type of all floating-point tensors of the output.
-        format: `keep`, `ckpt` or `safetensors`.
+        format: `keep`, `ckpt`, `safetensors`, or `iteration`: a folder of MindFormers' Checkpoint 2.0.
         max_shard_size: Bytes, or a size such as `5GB`: shards of a folder.
         names: `keep`, `hf`, `mindformers`, or a JSON file of old and new names.
         allow_unused: Patterns of adapter keys that may have no home in the base.
@@ -142,7 +143,7 @@ def merge(
     path = merge_output(inputs.base, output, format, strategies.target)
     size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
     plan = plan_merged(
-        inputs.base, tensors, strategies.target, OutputOptions(path, format, size), draft.changes(renamed)
+        inputs.opened, tensors, strategies.target, OutputOptions(path, format, size), draft.changes(renamed)
     )
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
     given = [inputs.base.path, *(adapter.path for adapter in inputs.adapters), *strategies.paths()]
@@ -336,7 +337,7 @@ def _open_inputs(
         load_adapter(file, option, is_combined=is_combined, allow_nonfinite=allow_nonfinite)
         for file, option in zip(files or [base], options, strict=True)
     )
-    return _Inputs(base, keys, huggingface_config(base), adapters, is_combined)
+    return _Inputs(base, keys, huggingface_config(base), adapters, is_combined, opened)
 
 
 def _base_problems(inputs: _Inputs) -> list[Problem]:

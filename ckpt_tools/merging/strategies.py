@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt_tools.distributed import Gathered, plan_ranks, scatter
+from ckpt_tools.distributed import Gathered, Opened, iteration_facts, plan_iteration, plan_ranks, scatter
 from ckpt_tools.distributed.rank_outputs import RANK_PREFIX
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.formats.model import NamedTensor
@@ -60,13 +60,13 @@ def merge_output(base: Checkpoint, output: PathLike | None, format: str, target:
     """Where a merge's output goes: where the user says, or beside the working folder under the base's name."""
     if output is not None:
         return destination(output)
-    if target is not None and not base.is_folder:
+    if (target is not None or format == "iteration") and not base.is_folder:
         return Path(f"{base.path.stem}-merged")
     return default_output(base, format, "merged")
 
 
 def plan_merged(
-    base: Checkpoint,
+    base: Opened,
     tensors: Sequence[NamedTensor],
     target: Strategy | None,
     options: OutputOptions,
@@ -75,7 +75,7 @@ def plan_merged(
     """Lay a merge's output out, whole or for ranks.
 
     Args:
-        base: What the output descends from.
+        base: What the output descends from; for an iteration, training scalars of it are read.
         tensors: What is written, in order.
         target: How the output is cut; None for a whole one.
         options: What the user wants.
@@ -85,13 +85,17 @@ def plan_merged(
         UsageError: Options contradict each other.
         MismatchError: The tensors and the target's strategy do not fit together.
     """
-    if target is None:
-        return plan_output(base, tensors, options, changes)
     whole = dict(tensors)
-    parts = {name: (1,) * len(tensor.shape) for name, tensor in tensors}
-    listed = frozenset(name for layouts in target.stages for name in layouts)
-    scattered = scatter(Gathered(whole, parts), target, may_miss=lambda name: _is_folded(name, listed))
-    return plan_ranks(base, whole, scattered, options, RANK_PREFIX, changes.metadata)
+    scattered = None
+    if target is not None:
+        parts = {name: (1,) * len(tensor.shape) for name, tensor in tensors}
+        listed = frozenset(name for layouts in target.stages for name in layouts)
+        scattered = scatter(Gathered(whole, parts), target, may_miss=lambda name: _is_folded(name, listed))
+    if options.format == "iteration":
+        return plan_iteration(iteration_facts(base), whole, scattered, options, RANK_PREFIX, changes)
+    if scattered is None:
+        return plan_output(base.base, tensors, options, changes)
+    return plan_ranks(base.base, whole, scattered, options, RANK_PREFIX, changes.metadata)
 
 
 def _is_folded(name: str, names: frozenset[str]) -> bool:

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckpt_tools.distributed.gathering import Gathered
+from ckpt_tools.distributed.iteration_outputs import iteration_facts, plan_iteration
 from ckpt_tools.distributed.opening import Opened, open_whole
 from ckpt_tools.distributed.rank_outputs import plan_ranks
 from ckpt_tools.distributed.replicas import compare_replicas, compare_unlisted
@@ -39,7 +40,7 @@ __all__ = ["transform"]
 PathLike = str | os.PathLike[str]
 
 _DTYPES = ("keep", "bf16", "fp16", "fp32")
-_FORMATS = ("keep", "ckpt", "safetensors")
+_FORMATS = ("keep", "ckpt", "safetensors", "iteration")
 _MAX_PROBLEMS = 50
 
 
@@ -70,16 +71,18 @@ def transform(
     """Write a checkpoint in another layout.
 
     Args:
-        source: Folders of ranks, with `src_strategy`; or a whole checkpoint: a file, or a folder of shards.
+        source: Folders of ranks, with `src_strategy`; an iteration of MindFormers' Checkpoint 2.0, or the parent of
+            several; or a whole checkpoint: a file, or a folder of shards.
         src_strategy: How the source is cut: a strategy file, or a folder with those of all stages. By default it is
             whole.
         dst_strategy: How the output is cut. By default it is whole.
         output: Where it goes; by default into the working folder, `<stem of source>-transformed`. Ranks go to
             `OUTPUT/rank_N/`; a whole output is a file where the path has a suffix, else a folder of shards.
-        prefix: What the names of the ranks' files begin with; the rank's number and the suffix follow.
-        step: Which step of the ranks' files, as `EPOCH_STEP`; by default the latest.
+        prefix: What the names of the ranks' files begin with; the rank's number and the suffix follow. An iteration's
+            files have it only where it is another than the default, else the prefix of the source's.
+        step: Which step of the ranks' files, as `EPOCH_STEP`, or which iteration, as `120`; by default the latest.
         dtype: `keep`, `bf16`, `fp16` or `fp32`: the type of all floating-point tensors of the output.
-        format: `keep`, `ckpt` or `safetensors`.
+        format: `keep`, `ckpt`, `safetensors`, or `iteration`: a folder of MindFormers' Checkpoint 2.0.
         max_shard_size: Bytes, or a size such as `5GB`: shards of a whole output.
         names: `keep`, `hf`, `mindformers`, or a JSON file of old and new names. The target's strategy has new names.
         replicated: Patterns of names that the source's strategy may lack, since every rank holds all of them.
@@ -125,8 +128,10 @@ def transform(
     size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
     options = OutputOptions(path, format, size)
     metadata = _metadata(source, opened)
-    if scattered is None:
-        changes = Changes(metadata, renamed=renamed)
+    changes = Changes(metadata, renamed=renamed)
+    if format == "iteration":
+        plan = plan_iteration(iteration_facts(opened), whole.tensors, scattered, options, prefix, changes)
+    elif scattered is None:
         plan = plan_output(opened.base, list(whole.tensors.items()), options, changes)
     else:
         plan = plan_ranks(opened.base, whole.tensors, scattered, options, prefix, metadata)
@@ -234,7 +239,7 @@ def _rename(whole: Gathered, names: str) -> tuple[Gathered, dict[str, str]]:
 
 
 def _default_output(source: Path, opened: Opened, format: str, scattered: Scattered | None) -> Path:
-    if scattered is not None and not opened.base.is_folder:
+    if (scattered is not None or format == "iteration") and not opened.base.is_folder:
         return Path(f"{source.stem}-transformed")
     return default_output(opened.base, format, "transformed")
 

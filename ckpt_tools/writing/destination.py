@@ -16,6 +16,8 @@ __all__ = ["check_destination", "check_room", "destination"]
 
 _WEIGHTS = (".safetensors", ".ckpt")
 _RANK_FOLDER = re.compile(r"rank_\d+")
+_ITERATION_FOLDER = re.compile(r"iteration_\d+")
+_PART_FOLDER = re.compile(rf"{_RANK_FOLDER.pattern}|{_ITERATION_FOLDER.pattern}")
 
 
 def destination(output: str | os.PathLike[str]) -> Path:
@@ -46,7 +48,7 @@ def check_destination(plan: Plan, inputs: Iterable[Path], *, force: bool) -> Non
     output = plan.output
     paths = [*inputs, *(Path(source.path) for source in plan.sources())]
     for path in paths:
-        is_member = not plan.is_folder or _RANK_FOLDER.fullmatch(output.name)
+        is_member = not plan.is_folder or _PART_FOLDER.fullmatch(output.name)
         if path.is_dir() and is_member and output.parent.exists() and path.samefile(output.parent):
             raise UsageError(Problem(f"-o {output}", f"it would become a part of the input {path}", "another folder"))
         if output.exists() and (path.samefile(output) or output.resolve() in path.resolve().parents):
@@ -79,6 +81,9 @@ def _check_replaceable(plan: Plan) -> None:
         return
     entries = list(output.iterdir())
     ranks = [entry for entry in entries if _RANK_FOLDER.fullmatch(entry.name) and entry.is_dir()]
+    iterations = [entry for entry in entries if _ITERATION_FOLDER.fullmatch(entry.name) and entry.is_dir()]
+    if len(iterations) == 1:  # a folder of several is a training's
+        ranks += iterations
     folders = [entry.name for entry in entries if entry.is_dir() and entry not in ranks]
     folders += [f"{rank.name}/{entry.name}" for rank in ranks for entry in rank.iterdir() if entry.is_dir()]
     if folders:

@@ -98,22 +98,31 @@ def is_iteration(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def find_iteration(path: str | os.PathLike[str]) -> Path:
+def find_iteration(path: str | os.PathLike[str], number: int | None = None) -> Path:
     """The folder of the iteration that is meant.
 
     Args:
         path: The folder itself; or its parent, whose tracker says which iteration is the last. Without a tracker it is
             the one with the highest number.
+        number: Which iteration it has to be.
 
     Raises:
-        InputMissingError: There is none, or not the one that the tracker names.
+        InputMissingError: There is none, or not the one that the tracker or the number names.
         CorruptInputError: The tracker holds no number.
     """
     listing = list_folder(path)
     if _is_iteration_folder(listing):
+        own = iteration_number(Path(path))
+        if number not in (None, own):
+            said = "an iteration whose folder says no number" if own is None else f"iteration {own}"
+            raise InputMissingError(Problem(str(path), said, f"iteration {number}", "Pass its folder, or their parent"))
         return Path(path)
     found = _iterations(listing)
-    if TRACKER_FILE in listing.files:
+    if number is not None:
+        if number not in found:
+            there = _shown(found) if found else "no iteration"
+            raise InputMissingError(Problem(str(path), there, iteration_folder_name(number), "Choose another"))
+    elif TRACKER_FILE in listing.files:
         number = _read_tracker(listing)
         if number not in found:
             raise InputMissingError(

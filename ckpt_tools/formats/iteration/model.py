@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,3 +86,10 @@ class Iteration:
     def nbytes(self) -> int:
         """Bytes of all whole tensors' contents."""
         return sum(chunk.tensor.nbytes for tensor in self.tensors.values() for chunk in tensor.chunks)
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks there are, by the last one that wrote something."""
+        listed = (chunk for tensor in self.tensors.values() for chunk in (*tensor.chunks, *tensor.replicas))
+        unlisted = (chunk for chunks in self.unlisted.values() for chunk in chunks)
+        return 1 + max((chunk.rank for chunk in itertools.chain(listed, unlisted)), default=0)

@@ -37,18 +37,19 @@ __all__ = ["read_iteration"]
 _MAX_SHOWN = 4
 
 
-def read_iteration(path: str | os.PathLike[str]) -> Iteration:
+def read_iteration(path: str | os.PathLike[str], number: int | None = None) -> Iteration:
     """Read the headers of an iteration, and prove that its files are the tensors that `metadata.json` describes.
 
     Args:
         path: The iteration's folder, or the parent of several: see `find_iteration`.
+        number: Which iteration it has to be.
 
     Raises:
         InputMissingError: The folder, or a file that is named, is not there.
         CorruptInputError: A file breaks its format.
         MismatchError: `metadata.json` and the files disagree, or a tensor's chunks do not cover it exactly once.
     """
-    folder = find_iteration(path)
+    folder = find_iteration(path, number)
     listing = list_folder(folder)
     problems = IterationProblems()
     metadata = _read_metadata(listing, folder)
