@@ -5,8 +5,8 @@
 
 help:
 	@echo "make demo         merge an adapter into a real model and read the result back (1 minute, 1.2 GB of disk)"
-	@echo "make test         all tests but conformance, on real MindSpore, MindPet and MindFormers"
-	@echo "make test-core    the tests that need no MindSpore"
+	@echo "make test         all tests but conformance, on real MindSpore, MindPet, MindFormers and Ray"
+	@echo "make test-core    the tests that need neither MindSpore nor Ray"
 	@echo "make conformance  against PyTorch, PEFT and transformers"
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
 	@echo "make bench        pet-merge's benchmarks, against MindFormers and PEFT (BENCH_ARGS='--size ... --rows ...')"
@@ -37,9 +37,9 @@ endef
 
 .venv/.complete: $(BUILD)
 	$(call make_venv,.venv)
-	@.venv/bin/python -m pip install -qq --editable '.[mindspore,test]' || { echo \
-		'MindSpore could not be installed; pip says why above. There are wheels for Python 3.10 to 3.12 on Linux' \
-		'(x86-64, aarch64), macOS (arm64) and Windows. make test-core runs the tests that need no MindSpore.' >&2; \
+	@.venv/bin/python -m pip install -qq --editable '.[mindspore,ray,test]' || { echo \
+		'MindSpore or Ray could not be installed; pip says why above. There are wheels for Python 3.10 to 3.12 on Linux' \
+		'(x86-64, aarch64), macOS (arm64) and Windows. make test-core runs the tests that need neither.' >&2; \
 		exit 1; }
 	@touch $@
 
@@ -77,7 +77,7 @@ test: .venv/.complete
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 test-core: .venv-dev/.complete
-	@.venv-dev/bin/python -m pytest --ignore tests/mindspore $(PYTEST_ARGS)
+	@.venv-dev/bin/python -m pytest --ignore tests/mindspore --ignore tests/ray $(PYTEST_ARGS)
 
 conformance: .venv-conformance/.complete
 	@.venv-conformance/bin/python -m pytest tests/conformance $(PYTEST_ARGS)

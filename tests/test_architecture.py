@@ -14,7 +14,7 @@ import pytest
 import ckpt_tools
 import surgery
 
-FRAMEWORKS = ("mindspore", "mindformers", "mindpet", "torch", "peft", "transformers")
+FRAMEWORKS = ("mindspore", "mindformers", "mindpet", "torch", "peft", "transformers", "ray")
 NETWORK = "surgery.network"  # the one part that drives MindSpore networks
 BOTTOM = ("ckpt_tools.tensors",)
 

@@ -48,6 +48,13 @@ def common_options(command: Command) -> Command:
         click.option("-q", "--quiet", is_flag=True, help="No progress bar and no summary."),
         click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads.  [default: one for each core]"),
         click.option("--max-memory", metavar="SIZE", help="Anonymous memory at most, e.g. 512MB."),
+        click.option(
+            "--executor",
+            default="local",
+            show_default=True,
+            metavar="local|ray|ray://HOST:PORT",
+            help="Who writes the files: this machine, or a Ray cluster with a shared file system.",
+        ),
         click.version_option(__version__, message="%(prog)s %(version)s"),
     )
     for option in reversed(options):

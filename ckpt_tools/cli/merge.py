@@ -85,6 +85,7 @@ def merge_command(
     quiet: bool,
     threads: int | None,
     max_memory: str | None,
+    executor: str,
 ) -> None:
     """Fold LoRA adapters into a base checkpoint.
 
@@ -136,6 +137,7 @@ def merge_command(
         dry_run=dry_run,
         threads=threads,
         max_memory=max_memory,
+        executor=executor,
         progress=progress,
     )
     for warning in report.warnings:

@@ -84,6 +84,7 @@ def transform_command(
     quiet: bool,
     threads: int | None,
     max_memory: str | None,
+    executor: str,
 ) -> None:
     """Write a distributed checkpoint in another layout.
 
@@ -132,6 +133,7 @@ def transform_command(
         dry_run=dry_run,
         threads=threads,
         max_memory=max_memory,
+        executor=executor,
         progress=make_progress(quiet),
     )
     for warning in report.warnings:

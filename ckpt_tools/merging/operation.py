@@ -29,6 +29,7 @@ from ckpt_tools.tensors.dtypes import BY_NAME, DType
 from ckpt_tools.tensors.lazy import LazyTensor, Statistics
 from ckpt_tools.tensors.views import Cast, Checked
 from ckpt_tools.writing.destination import check_destination, check_room
+from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.memory import Budget, make_budget
 from ckpt_tools.writing.outputs import Changes, OutputOptions
 from ckpt_tools.writing.plan import Plan
@@ -81,6 +82,7 @@ def merge(
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
+    executor: str = "local",
     progress: Progress = SILENT,
 ) -> MergeReport:
     """Fold adapters into a base: W + sum of scaling * (B @ A), in float32, rounded once.
@@ -107,6 +109,7 @@ def merge(
         dry_run: Plan and check, write nothing.
         threads: By default one for each core.
         max_memory: Bytes, or a size such as `1GiB`: anonymous memory at most.
+        executor: `local`, `ray` or `ray://HOST:PORT`: who writes the files. Threads and memory are then each worker's.
         progress: What is told how far it is.
 
     Raises:
@@ -115,10 +118,12 @@ def merge(
         CorruptInputError: An input breaks its format.
         MismatchError: The inputs do not fit together; all problems at once.
         NonFiniteError: NaN, Inf or an overflow.
-        ResourceError: No room, no memory, an I/O error.
+        ResourceError: No room, no memory, an I/O error, no cluster.
+        MissingExtraError: The executor's package is not installed.
         OutputExistsError: The output exists and `force` is not set.
     """
     started = time.monotonic()
+    check_executor(executor)
     if dtype not in _DTYPES:
         raise UsageError(Problem("--dtype", dtype, ", ".join(_DTYPES)))
     options = _scale_options(max(len(adapters), 1), alpha, scaling, config)
@@ -157,7 +162,7 @@ def merge(
         if not allow_nonfinite:
             _refuse_nonfinite(outcome)
 
-    outcome = execute(plan, force=force, budget=budget, progress=progress, approve=approve)
+    outcome = execute(plan, force=force, budget=budget, progress=progress, approve=approve, executor=executor)
     return replace(
         _with_statistics(report, outcome), resumed=tuple(outcome.resumed), seconds=time.monotonic() - started
     )

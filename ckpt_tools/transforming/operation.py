@@ -27,6 +27,7 @@ from ckpt_tools.tensors.dtypes import BY_NAME, DType
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import Cast
 from ckpt_tools.writing.destination import check_destination, check_room, destination
+from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.memory import Budget, make_budget
 from ckpt_tools.writing.outputs import Changes, OutputOptions, default_output, plan_output
 from ckpt_tools.writing.plan import Plan
@@ -66,6 +67,7 @@ def transform(
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
+    executor: str = "local",
     progress: Progress = SILENT,
 ) -> TransformReport:
     """Write a checkpoint in another layout.
@@ -96,6 +98,7 @@ def transform(
         dry_run: Plan and check, write nothing.
         threads: By default one for each core.
         max_memory: Bytes, or a size such as `1GiB`: anonymous memory at most.
+        executor: `local`, `ray` or `ray://HOST:PORT`: who writes the files. Threads and memory are then each worker's.
         progress: What is told how far it is.
 
     Raises:
@@ -104,10 +107,12 @@ def transform(
         CorruptInputError: An input breaks its format.
         MismatchError: Files and strategies do not fit together; all problems at once.
         NonFiniteError: A value is beyond the range of `dtype`.
-        ResourceError: No room, no memory, an I/O error.
+        ResourceError: No room, no memory, an I/O error, no cluster.
+        MissingExtraError: The executor's package is not installed.
         OutputExistsError: The output exists and `force` is not set.
     """
     started = time.monotonic()
+    check_executor(executor)
     _check_words(("--dtype", dtype, _DTYPES), ("--format", format, _FORMATS))
     source = Path(source)
     strategies = _read_strategies(src_strategy, dst_strategy)
@@ -147,7 +152,7 @@ def transform(
             if not allow_nonfinite:
                 _refuse_overflow(outcome, dtype)
 
-        outcome = execute(plan, force=force, budget=budget, progress=progress, approve=approve)
+        outcome = execute(plan, force=force, budget=budget, progress=progress, approve=approve, executor=executor)
         report = replace(report, resumed=tuple(outcome.resumed))
     return replace(report, dry_run=dry_run, seconds=time.monotonic() - started)
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import secrets
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -30,6 +32,8 @@ __all__ = ["RayExecutor", "connect_ray"]
 
 # A file is given to so many workers before its losing them is no accident.
 _ATTEMPTS = 4
+
+_KNOCK_SECONDS = 20.0
 
 
 class RayExecutor:
@@ -134,6 +138,7 @@ def connect_ray(address: str | None) -> RayExecutor:
                     Problem(f"--executor {address}", "a connection to Ray that is there already", "none", "Use 'ray'")
                 )
             return RayExecutor(ray, is_own=False)
+        _knock(address or os.environ.get("RAY_ADDRESS", ""))
         with _kept_handler():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except ImportError as error:
@@ -141,10 +146,26 @@ def connect_ray(address: str | None) -> RayExecutor:
         raise MissingExtraError(Problem("--executor ray", found, remedy="pip install 'pet-surgery[ray]'")) from error
     except (OSError, RuntimeError, ValueError) as error:
         where = "--executor ray" if address is None else f"--executor {address}"
+        if address is None and "RAY_ADDRESS" in os.environ:
+            where += f" with RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
         raise ResourceError(
             Problem(where, first_line(error), "a Ray cluster that answers", "Ask `ray status`, or use --executor local")
         ) from error
     return RayExecutor(ray, is_own=True)
+
+
+def _knock(address: str) -> None:
+    """Connect to where a cluster should be: Ray itself tries for minutes where nobody answers.
+
+    Args:
+        address: `HOST:PORT` or `ray://HOST:PORT`; anything else (`auto`, `local`) is Ray's affair.
+
+    Raises:
+        OSError: Nobody answers.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
 
 
 @contextmanager
