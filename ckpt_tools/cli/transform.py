@@ -35,10 +35,10 @@ __all__ = ["main", "transform_command"]
 )
 @click.option(
     "--format",
-    type=click.Choice(["keep", "ckpt", "safetensors"]),
+    type=click.Choice(["keep", "ckpt", "safetensors", "iteration"]),
     default="keep",
     show_default=True,
-    help="File format of the output.",
+    help="File format of the output; iteration is MindFormers' Checkpoint 2.0.",
 )
 @click.option("--max-shard-size", metavar="SIZE", help="Largest shard of a whole output's folder.  [default: 5GB]")
 @click.option(
