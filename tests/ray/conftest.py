@@ -1,16 +1,23 @@
-"""A Ray cluster of several nodes, all on this machine."""
+"""A Ray cluster of several nodes, all on this machine.
+
+Ray is imported when a test runs, never when tests are collected: MindSpore cannot be imported behind it, as it has to
+choose an implementation of protobuf first.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import ray
-from ray.cluster_utils import Cluster
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 _ROOT = Path(__file__).parents[2]
 _NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
@@ -19,6 +26,9 @@ _NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Two nodes of one CPU; their workers find the sources and `tests/support`. This process is connected."""
+    import ray
+    from ray.cluster_utils import Cluster
+
     with pytest.MonkeyPatch.context() as patch:
         path = os.pathsep.join([str(_ROOT), str(_ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", "")])
         patch.setenv("PYTHONPATH", path.rstrip(os.pathsep))
@@ -28,7 +38,9 @@ def cluster() -> Iterator[Cluster]:
         head = {**_NODE, "include_dashboard": False, "ray_client_server_port": _free_port()}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         cluster.add_node(**_NODE)
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        signal.signal(signal.SIGTERM, handler)
         yield cluster
         ray.shutdown()
         cluster.shutdown()

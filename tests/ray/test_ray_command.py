@@ -6,11 +6,14 @@ import json
 import signal
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from commands import pet_merge, start_pet_merge, wait_until
 from merge_cases import BASE, PAIRS, contents, mindpet, names_of, random, save, write, write_folder
-from ray.cluster_utils import Cluster
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 ALPHA = ("--alpha", "8", "--threads", "1")
 
