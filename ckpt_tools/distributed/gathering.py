@@ -6,16 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import overload
 
+from ckpt_tools.formats import Checkpoint
 from ckpt_tools.formats.ranks import RankFolder
+from ckpt_tools.formats.safetensors import HeaderTensors
 from ckpt_tools.layout.model import Layout, Strategy
 from ckpt_tools.layout.slices import Cut, cell_region, cut_evenly, cut_of
-from ckpt_tools.tensors.assembled import Assembled
+from ckpt_tools.tensors.assembled import Assembled, FileParts
 from ckpt_tools.tensors.lazy import LazyTensor, region_shape
+from ckpt_tools.tensors.sources import Source
 from surgery.errors import MismatchError, Problem
 from surgery.states import is_training_scalar
 
-__all__ = ["Gathered", "Replica", "gather"]
+__all__ = ["Gathered", "RankReplicas", "Replica", "gather"]
 
 _MAX_PROBLEMS = 50
 _MAX_NAMES = 3
@@ -30,6 +34,75 @@ class Replica:
     other: LazyTensor
     kept_from: str
     other_from: str
+
+    def pairs(self) -> Iterator[Replica]:
+        """The pair itself."""
+        yield self
+
+
+@dataclass(frozen=True, slots=True)
+class RankParts(FileParts):
+    """The parts of a tensor in the files of ranks.
+
+    Attributes:
+        ranks: The files of all ranks.
+        name: The tensor's name.
+        holders: For each cell, in C order, the number within its stage of the rank that it is taken from.
+        first_rank: The stage's first rank.
+    """
+
+    ranks: Sequence[Checkpoint]
+    name: str
+    holders: tuple[int, ...]
+    first_rank: int
+
+    def __len__(self) -> int:
+        return len(self.holders)
+
+    @overload
+    def __getitem__(self, index: int) -> LazyTensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[LazyTensor]: ...
+    def __getitem__(self, index: int | slice) -> LazyTensor | Sequence[LazyTensor]:
+        if isinstance(index, slice):
+            return [self.of(number) for number in self.holders[index]]
+        return self.of(self.holders[index])
+
+    def __repr__(self) -> str:
+        return f"RankParts({list(self)})"  # what is read, as a plan's digest has to tell; not all that the files hold
+
+    def of(self, number: int) -> LazyTensor:
+        """What a rank of the stage holds."""
+        return self.ranks[self.first_rank + number].tensors[self.name]
+
+    def files(self) -> Iterator[Source]:
+        return (source for number in self.holders for source in self.ranks[self.first_rank + number].sources)
+
+
+@dataclass(frozen=True, slots=True)
+class RankReplicas:
+    """The same cells of a tensor in the files of several ranks.
+
+    Attributes:
+        parts: What is taken.
+        holders: For each cell, in C order, the numbers within the stage of the ranks that hold it.
+    """
+
+    parts: RankParts
+    holders: Mapping[tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        return self.parts.name
+
+    def pairs(self) -> Iterator[Replica]:
+        """What is taken with each other one."""
+        for first, *others in self.holders.values():
+            kept, kept_from = self.parts.of(first), f"rank {self.parts.first_rank + first}"
+            for other in others:
+                other_from = f"rank {self.parts.first_rank + other}"
+                yield Replica(self.name, kept, self.parts.of(other), kept_from, other_from)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +122,7 @@ class Gathered:
     tensors: Mapping[str, LazyTensor]
     parts: Mapping[str, tuple[int, ...]]
     unlisted: frozenset[str] = frozenset()
-    replicas: tuple[Replica, ...] = ()
+    replicas: tuple[Replica | RankReplicas, ...] = ()
     left_out: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -98,7 +171,7 @@ class _Gathering:
     tensors: dict[str, LazyTensor] = field(default_factory=dict)
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     unlisted: dict[str, int] = field(default_factory=dict)  # to the first rank that holds it
-    replicas: list[Replica] = field(default_factory=list)
+    replicas: list[Replica | RankReplicas] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     left_out: dict[str, None] = field(default_factory=dict)
     single: dict[str, None] = field(default_factory=dict)
@@ -106,10 +179,14 @@ class _Gathering:
     def run(self) -> None:
         for stage, layouts in enumerate(self.strategy.stages):
             ranks = range(stage * self.strategy.stage_devices, (stage + 1) * self.strategy.stage_devices)
-            names = dict.fromkeys(name for rank in ranks for name in self.folder.ranks[rank].tensors)
+            alike = self._are_alike(ranks)
+            looked_at = ranks[:1] if alike else ranks
+            names = dict.fromkeys(name for rank in looked_at for name in self.folder.ranks[rank].tensors)
             unknown = []
             for name in names:
-                if name in layouts:
+                if name in layouts and alike and not layouts[name].split_shape:
+                    self._assemble_alike(name, layouts[name], ranks)
+                elif name in layouts:
                     self._assemble(name, layouts[name], ranks)
                 elif self._may_be_unlisted(name, ranks):
                     self._keep_unlisted(name, ranks)
@@ -168,13 +245,33 @@ class _Gathering:
         if problems:
             self.problems += problems
             return
-        holders = [[ranks[number] for number in group if ranks[number] in held] for group in cut.holders().values()]
+        holders = [[ranks[number] for number in group if ranks[number] in held] for group in cut.holders.values()]
         cells = tuple(held[group[0]] for group in holders)
         whole = cells[0] if len(cells) == 1 else Assembled(edges, cells)
         for group in holders:
             for rank in group[1:]:
                 self._add_replica(name, held[group[0]], held[rank], f"rank {group[0]}", f"rank {rank}")
         self._add(name, whole, cut.parts, ranks)
+
+    def _are_alike(self, ranks: range) -> bool:
+        """Whether all ranks' files have the same names, types and shapes, for they have the same header."""
+        tensors = [self.folder.ranks[rank].tensors for rank in ranks]
+        places = [held.places for held in tensors if isinstance(held, HeaderTensors)]
+        return len(places) == len(tensors) and all(held is places[0] for held in places)
+
+    def _assemble_alike(self, name: str, layout: Layout, ranks: range) -> None:
+        """As `_assemble`, without a look at each rank: in an even cut by files that are alike all cells fit."""
+        first = self.folder.ranks[ranks[0]].tensors[name]
+        try:
+            cut = cut_of(layout, len(first.shape), self._where(name, ranks[0]))
+            edges = cut_evenly(_whole_shape(first.shape, cut, layout), cut.parts, (), name)
+        except MismatchError as error:
+            self.problems += error.problems
+            return
+        parts = RankParts(self.folder.ranks, name, cut.first_holders, ranks.start)
+        self._add(name, first if len(parts) == 1 else Assembled(edges, parts), cut.parts, ranks)
+        if len(parts) < len(ranks):
+            self.replicas.append(RankReplicas(parts, cut.holders))
 
     def _misfits(
         self,
@@ -208,7 +305,7 @@ class _Gathering:
         if len(held) == len(ranks):
             return []
         problems = []
-        groups = cut.holders()
+        groups = cut.holders
         # A .ckpt does not say whether redundancy was removed from it: then each part is on one rank alone.
         is_single = all(sum(ranks[number] in held for number in group) == 1 for group in groups.values())
         for cell, group in groups.items():

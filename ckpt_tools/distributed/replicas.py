@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ckpt_tools.distributed.gathering import Gathered, Replica
+from ckpt_tools.distributed.gathering import Gathered, RankReplicas, Replica
 from ckpt_tools.progress import Progress
 from ckpt_tools.tensors.lazy import bands
 from surgery.errors import Problem
@@ -15,11 +15,11 @@ _PIECE_ELEMENTS = 2**18
 _MAX_PROBLEMS = 50
 
 
-def compare_replicas(replicas: Sequence[Replica], progress: Progress) -> list[Problem]:
+def compare_replicas(replicas: Sequence[Replica | RankReplicas], progress: Progress) -> list[Problem]:
     """Read both of each pair, and tell those that differ in a bit."""
-    progress.start(sum(replica.other.nbytes for replica in replicas), "comparing replicas")
+    progress.start(sum(pair.other.nbytes for replica in replicas for pair in replica.pairs()), "comparing replicas")
     try:
-        problems = [problem for replica in replicas for problem in _compare(replica, progress)]
+        problems = [problem for replica in replicas for pair in replica.pairs() for problem in _compare(pair, progress)]
     finally:
         progress.finish()
     more = len(problems) - _MAX_PROBLEMS

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -29,12 +29,12 @@ from ckpt_tools.formats.safetensors_layout import (
     layout_safetensors,
 )
 from ckpt_tools.formats.strict_json import parse_json
-from ckpt_tools.tensors.dtypes import BY_SAFETENSORS_NAME
+from ckpt_tools.tensors.dtypes import BY_SAFETENSORS_NAME, DType
 from ckpt_tools.tensors.lazy import ByteRun, Stored
 from ckpt_tools.tensors.sources import Source, open_source, read_exactly
 from surgery.errors import CorruptInputError, Problem, UnknownFormatError
 
-__all__ = ["LENGTH_BYTES", "MAX_HEADER_BYTES", "layout_safetensors", "read_safetensors"]
+__all__ = ["LENGTH_BYTES", "MAX_HEADER_BYTES", "HeaderTensors", "layout_safetensors", "read_safetensors"]
 
 # The largest number of axes that numpy 1 can hold, and of bytes that an offset can count.
 _MAX_AXES = 32
@@ -52,6 +52,61 @@ class _Entry:
     stop: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A tensor's type, shape, and place behind the header."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """A header that keeps the rules of the format.
+
+    Attributes:
+        tensors: Name to type, shape and place, in the order of the bytes.
+        metadata: The strings beside them.
+        data_bytes: Bytes of all tensors.
+        hidden: Names that are keys of the metadata too.
+        is_in_order: Whether the header has the order of the bytes.
+    """
+
+    tensors: Mapping[str, _Place]
+    metadata: Mapping[str, str]
+    data_bytes: int
+    hidden: tuple[str, ...]
+    is_in_order: bool
+
+
+class HeaderTensors(Mapping[str, Stored]):
+    """The tensors of one file: made when they are asked for, of a header that files of other ranks may share.
+
+    Attributes:
+        places: Name to type, shape and place in the data.
+    """
+
+    def __init__(self, source: Source, data_start: int, places: Mapping[str, _Place]) -> None:
+        self._source = source
+        self._data_start = data_start
+        self.places = places
+
+    def __getitem__(self, name: str) -> Stored:
+        place = self.places[name]
+        return Stored(place.dtype, place.shape, (ByteRun(self._source, self._data_start + place.start, place.length),))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
+
 def read_safetensors(path: str | os.PathLike[str]) -> Checkpoint:
     """The tensors of a file, in the order of their bytes; only the header is read.
 
@@ -62,18 +117,63 @@ def read_safetensors(path: str | os.PathLike[str]) -> Checkpoint:
     """
     source = open_source(path)
     where = f"{path}, header"
-    header = _read_header(source, where)
-    document = parse_json(header, where, on_object=_compact)
+    text = bytes(_read_header(source, where))
+    header = _known_headers.get(text)
+    if header is None:
+        header = _known_headers.keep(text, _parse_header(text, where))
+    data_start = LENGTH_BYTES + len(text)
+    _check_length(header.data_bytes, source.size - data_start, where)
+    warnings = [
+        f"{path}: the metadata key {quote_name(name)} is also a tensor's name; MindSpore cannot read such a file, and "
+        "the key is left out of what is written"
+        for name in header.hidden
+    ]
+    if not header.is_in_order:
+        warnings.append(f"{path}: its header is not in the order of its data; MindSpore cannot read such a file")
+    return Checkpoint(
+        path=Path(path),
+        format="safetensors",
+        is_folder=False,
+        tensors=HeaderTensors(source, data_start, header.tensors),
+        metadata=header.metadata,
+        sources=(source,),
+        warnings=tuple(warnings),
+    )
+
+
+class _KnownHeaders:
+    """The last few headers that were parsed: the files of ranks often have the same one, byte for byte."""
+
+    _MOST = 8
+    _LARGEST_BYTES = 4 * 2**20
+
+    def __init__(self) -> None:
+        self._headers: dict[bytes, _Header] = {}
+
+    def get(self, text: bytes) -> _Header | None:
+        return self._headers.get(text)
+
+    def keep(self, text: bytes, header: _Header) -> _Header:
+        if len(text) <= self._LARGEST_BYTES:
+            while len(self._headers) >= self._MOST:
+                self._headers.pop(next(iter(self._headers)), None)
+            self._headers[text] = header
+        return header
+
+
+_known_headers = _KnownHeaders()
+
+
+def _parse_header(text: bytes, where: str) -> _Header:
+    document = parse_json(text, where, on_object=_compact)
     if not isinstance(document, dict):
         raise CorruptInputError(Problem(where, "no object of tensors", "a JSON object that maps names to tensors"))
     metadata = _check_metadata(document.pop(METADATA_KEY, {}), where)
     entries = _check_entries(document, where)
     in_order = sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop))
-    data_start = LENGTH_BYTES + len(header)
-    _check_cover(in_order, source.size - data_start, where)
-
-    kept, warnings = dict(metadata), []
-    tensors: dict[str, Stored] = {}
+    data_bytes = _check_cover(in_order, where)
+    kept, hidden = dict(metadata), []
+    places: dict[str, _Place] = {}
     for name, entry in in_order:
         dtype = BY_SAFETENSORS_NAME[entry.dtype]
         if name in metadata:
@@ -81,23 +181,9 @@ def read_safetensors(path: str | os.PathLike[str]) -> Checkpoint:
                 dtype = INT4
                 del kept[name]
             else:
-                warnings.append(
-                    f"{path}: the metadata key {quote_name(name)} is also a tensor's name; MindSpore cannot read "
-                    "such a file, and the key is left out of what is written"
-                )
-        run = ByteRun(source, data_start + entry.start, entry.stop - entry.start)
-        tensors[name] = Stored(dtype, entry.shape, (run,))
-    if list(tensors) != list(entries):
-        warnings.append(f"{path}: its header is not in the order of its data; MindSpore cannot read such a file")
-    return Checkpoint(
-        path=Path(path),
-        format="safetensors",
-        is_folder=False,
-        tensors=tensors,
-        metadata=kept,
-        sources=(source,),
-        warnings=tuple(warnings),
-    )
+                hidden.append(name)
+        places[name] = _Place(dtype, entry.shape, entry.start, entry.stop - entry.start)
+    return _Header(places, kept, data_bytes, tuple(hidden), list(places) == list(entries))
 
 
 def _read_header(source: Source, where: str) -> bytearray:
@@ -188,7 +274,8 @@ def _check_size(name: str, entry: _Entry, where: str) -> Iterable[Problem]:
         )
 
 
-def _check_cover(in_order: Sequence[tuple[str, _Entry]], data_bytes: int, where: str) -> None:
+def _check_cover(in_order: Sequence[tuple[str, _Entry]], where: str) -> int:
+    """The bytes that the tensors cover without a gap."""
     covered = 0
     for name, entry in in_order:
         if entry.start != covered:
@@ -201,6 +288,10 @@ def _check_cover(in_order: Sequence[tuple[str, _Entry]], data_bytes: int, where:
                 )
             )
         covered = entry.stop
+    return covered
+
+
+def _check_length(covered: int, data_bytes: int, where: str) -> None:
     if covered != data_bytes:
         kind = "cut off" if covered > data_bytes else "with trailing bytes"
         raise CorruptInputError(

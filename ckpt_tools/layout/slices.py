@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from ckpt_tools.layout.model import Layout
 from ckpt_tools.tensors.lazy import Region
 from surgery.errors import MismatchError, Problem
 
-__all__ = ["Cut", "cell_region", "cut_evenly", "cut_of"]
+__all__ = ["Cut", "cell_region", "cut_evenly", "cut_of", "regions_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +27,14 @@ class Cut:
     Attributes:
         parts: For each axis, in how many parts it is cut.
         cells: For each rank of the stage the index of its part on each axis.
+        holders: For each cell, in C order, the ranks that hold it, in ascending order.
+        first_holders: The first of these ranks, for each cell.
     """
 
     parts: tuple[int, ...]
     cells: tuple[tuple[int, ...], ...]
-
-    def holders(self) -> dict[tuple[int, ...], list[int]]:
-        """Cell to the ranks that hold it, in ascending order; cells in C order."""
-        found: dict[tuple[int, ...], list[int]] = {cell: [] for cell in itertools.product(*map(range, self.parts))}
-        for rank, cell in enumerate(self.cells):
-            found[cell].append(rank)
-        return found
+    holders: Mapping[tuple[int, ...], tuple[int, ...]] = field(hash=False)
+    first_holders: tuple[int, ...]
 
 
 def cut_of(layout: Layout, axes: int, where: str) -> Cut:
@@ -50,23 +49,36 @@ def cut_of(layout: Layout, axes: int, where: str) -> Cut:
         MismatchError: The layout is for a tensor with another number of axes, or its optimizer shards do not fit its
             device matrix.
     """
+    cut = _cut_or_problem(layout, axes)
+    if isinstance(cut, Problem):
+        raise MismatchError(replace(cut, where=where))
+    return cut
+
+
+# A network has thousands of parameters and a handful of layouts.
+@lru_cache(maxsize=1024)
+def _cut_or_problem(layout: Layout, axes: int) -> Cut | Problem:
     tensor_map = layout.tensor_map
     if len(tensor_map) != axes:
         if any(tensor_map):
-            raise MismatchError(
-                Problem(
-                    where, f"{axes} axes", f"{len(tensor_map)}, as in the strategy", "Is it the strategy of this run?"
-                )
-            )
+            expected = f"{len(tensor_map)}, as in the strategy"
+            return Problem("", f"{axes} axes", expected, "Is it the strategy of this run?")
         tensor_map = ((),) * axes
     digits = [[_Digit.of(layout.device_matrix, axis) for axis in cuts] for cuts in tensor_map]
     if layout.shard_step and layout.shard_size:
         if not axes:
-            raise MismatchError(Problem(where, "a scalar", "an axis for the optimizer shards of its layout"))
-        digits[0] += _shard_digits(layout, where)
+            return Problem("", "a scalar", "an axis for the optimizer shards of its layout")
+        shards = _shard_digits(layout)
+        if isinstance(shards, Problem):
+            return shards
+        digits[0] += shards
     parts = tuple(math.prod(digit.size for digit in axis) for axis in digits)
     cells = tuple(tuple(_index(axis, rank) for axis in digits) for rank in range(layout.devices))
-    return Cut(parts, cells)
+    holders: dict[tuple[int, ...], list[int]] = {cell: [] for cell in itertools.product(*map(range, parts))}
+    for rank, cell in enumerate(cells):
+        holders[cell].append(rank)
+    groups = {cell: tuple(ranks) for cell, ranks in holders.items()}
+    return Cut(parts, cells, groups, tuple(ranks[0] for ranks in groups.values()))
 
 
 def cut_evenly(
@@ -83,20 +95,42 @@ def cut_evenly(
     Raises:
         MismatchError: An axis cannot be cut so.
     """
+    edges = _edges_or_problem(shape, parts, split_shape)
+    if isinstance(edges, Problem):
+        raise MismatchError(replace(edges, where=where))
+    return edges
+
+
+@lru_cache(maxsize=1024)
+def _edges_or_problem(
+    shape: tuple[int, ...], parts: tuple[int, ...], split_shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], ...] | Problem:
     edges = []
     for axis, (size, count) in enumerate(zip(shape, parts, strict=True)):
         if axis == 0 and split_shape and count > 1:
             lengths = split_shape
             if len(lengths) != count or sum(lengths) != size:
                 found = f"param_split_shape {list(lengths)}"
-                raise MismatchError(Problem(where, found, f"{count} lengths that add up to the axis' length {size}"))
+                return Problem("", found, f"{count} lengths that add up to the axis' length {size}")
         elif size % count:
             found = f"axis {axis} of length {size}"
-            raise MismatchError(Problem(where, found, f"one that {count} ranks can share evenly"))
+            return Problem("", found, f"one that {count} ranks can share evenly")
         else:
             lengths = (size // count,) * count
         edges.append(tuple(itertools.accumulate(lengths, initial=0)))
     return tuple(edges)
+
+
+@lru_cache(maxsize=1024)
+def regions_of(layout: Layout, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[Region, ...]]:
+    """Into how many parts each axis of a tensor is cut, and the rectangle that each rank of the stage holds.
+
+    Raises:
+        MismatchError: The layout cannot be one of a tensor of this shape.
+    """
+    cut = cut_of(layout, len(shape), "")
+    edges = cut_evenly(shape, cut.parts, layout.split_shape, "")
+    return cut.parts, tuple(cell_region(edges, cell) for cell in cut.cells)
 
 
 def cell_region(edges: tuple[tuple[int, ...], ...], cell: tuple[int, ...]) -> Region:
@@ -125,7 +159,7 @@ def _index(digits: list[_Digit], rank: int) -> int:
     return index
 
 
-def _shard_digits(layout: Layout, where: str) -> list[_Digit]:
+def _shard_digits(layout: Layout) -> list[_Digit] | Problem:
     """The device axes, or the fast part of one, over which optimizer shards lie; the slowest first."""
     taken = {axis for cuts in layout.tensor_map for axis in cuts}
     free = [axis for axis in range(len(layout.device_matrix)) if axis not in taken]
@@ -144,10 +178,8 @@ def _shard_digits(layout: Layout, where: str) -> list[_Digit]:
     if left != 1:
         found = f"{wanted} optimizer shards in a device matrix {list(layout.device_matrix)}"
         free_sizes = " x ".join(str(digit.size) for digit in reversed(repeated)) or "no"
-        raise MismatchError(Problem(where, found, f"shards that its {free_sizes} replicas can hold"))
+        return Problem("", found, f"shards that its {free_sizes} replicas can hold")
     # With several axes to choose from, MindSpore leaves the step unused.
     if len(repeated) == 1 and chosen and chosen[0].step != layout.shard_step:
-        raise MismatchError(
-            Problem(where, f"opt_weight_shard_step {layout.shard_step}", f"{chosen[0].step}, by its device matrix")
-        )
+        return Problem("", f"opt_weight_shard_step {layout.shard_step}", f"{chosen[0].step}, by its device matrix")
     return chosen

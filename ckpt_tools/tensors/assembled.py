@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -13,8 +14,17 @@ import numpy as np
 
 from ckpt_tools.tensors.dtypes import DType
 from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Region, Statistics, full_region, region_shape
+from ckpt_tools.tensors.sources import Source
 
-__all__ = ["Assembled", "concatenated"]
+__all__ = ["Assembled", "FileParts", "concatenated"]
+
+
+class FileParts(Sequence[LazyTensor]):
+    """Parts that are whole tensors of files, made when they are asked for."""
+
+    @abstractmethod
+    def files(self) -> Iterable[Source]:
+        """The files that hold them."""
 
 
 @final
@@ -31,9 +41,11 @@ class Assembled(LazyTensor):
     """
 
     edges: tuple[tuple[int, ...], ...]
-    parts: tuple[LazyTensor, ...]
+    parts: Sequence[LazyTensor]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.parts, tuple):
+            return  # parts that are made when they are asked for; whoever made the sequence knows their shapes
         shapes = itertools.product(*([b - a for a, b in itertools.pairwise(cuts)] for cuts in self.edges))
         if [part.shape for part in self.parts] != list(shapes):
             raise ValueError("parts of other shapes than the grid's cells")
@@ -72,6 +84,9 @@ class Assembled(LazyTensor):
     def sources(self) -> Iterator[ByteRun]:
         for part in self.parts:
             yield from part.sources()
+
+    def files(self) -> Iterable[Source] | None:
+        return self.parts.files() if isinstance(self.parts, FileParts) else None
 
     def _cells(self, region: Region) -> Iterator[tuple[LazyTensor, Region, tuple[slice, ...]]]:
         """The parts that a region meets, what of them lies in it, and where in the region that is."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -153,6 +153,10 @@ class LazyTensor(ABC):
         runs = self.byte_runs()
         if runs is not None:
             yield from runs
+
+    def files(self) -> Iterable[Source] | None:
+        """The files whose bytes this tensor is, each byte once, where that is known without listing all stretches."""
+        return None
 
 
 @final

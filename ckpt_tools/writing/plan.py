@@ -6,7 +6,7 @@ Plans are pure: making, printing, digesting and pickling one does no I/O. `ckpt_
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -99,15 +99,19 @@ class Plan:
     def sources(self) -> set[Source]:
         """Every file that is read."""
         found = {run.source for run in self._runs()}
+        for tensor in self._wholes():
+            found.update(tensor.files() or ())
         return found | {entry.source for entry in self.entries if isinstance(entry, OutputCopy)}
 
     def bytes_read(self) -> int:
         """Bytes of the inputs that are read, each once."""
-        return _union(self._runs()) + sum(entry.source.size for entry in self.entries if isinstance(entry, OutputCopy))
+        files = sum(tensor.nbytes for tensor in self._wholes() if tensor.files() is not None)
+        copied = sum(entry.source.size for entry in self.entries if isinstance(entry, OutputCopy))
+        return _union(self._runs()) + files + copied
 
     def bytes_written(self) -> int:
         """Bytes of the output."""
-        return sum(_entry_size(entry) for entry in self.entries)
+        return sum(_entry_sizes(self.entries))
 
     def digest(self) -> str:
         """SHA-256 over all that decides the output's bytes, the inputs' identity and this project's version too."""
@@ -117,10 +121,13 @@ class Plan:
             digest.update(f"{_text(entry, known)}\n".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
+    def _wholes(self) -> Iterable[LazyTensor]:
+        """All tensors; one of which many files hold a slice once."""
+        return {id(whole): whole for whole in (_unsliced(tensor) for _, tensor in self.tensors())}.values()
+
     def _runs(self) -> set[ByteRun]:
-        """The stretches that are read; those of a tensor of which many files hold a slice are asked for once."""
-        whole = {id(whole): whole for whole in (_unsliced(tensor) for _, tensor in self.tensors())}
-        return {run for tensor in whole.values() for run in tensor.sources()}
+        """The stretches that are read, but for tensors that say which files they are."""
+        return {run for tensor in self._wholes() if tensor.files() is None for run in tensor.sources()}
 
 
 def _unsliced(tensor: LazyTensor) -> LazyTensor:
@@ -145,10 +152,18 @@ def _text(entry: Entry, known: dict[int, str]) -> str:
     return "\n".join(parts)
 
 
-def _entry_size(entry: Entry) -> int:
-    if isinstance(entry, OutputFile):
-        return entry.nbytes()
-    return entry.source.size if isinstance(entry, OutputCopy) else len(entry.data)
+def _entry_sizes(entries: Iterable[Entry]) -> Iterator[int]:
+    """The size of each file; files of ranks, which differ in what they hold and not in how much, are laid out once."""
+    known: dict[object, int] = {}
+    for entry in entries:
+        if isinstance(entry, OutputFile):
+            shapes = tuple((name, tensor.shape, tensor.dtype.name) for name, tensor in entry.tensors)
+            key = hash((entry.format, entry.crc, tuple(entry.metadata.items()), shapes))
+            if key not in known:
+                known[key] = entry.nbytes()
+            yield known[key]
+        else:
+            yield entry.source.size if isinstance(entry, OutputCopy) else len(entry.data)
 
 
 def _union(runs: set[ByteRun]) -> int:

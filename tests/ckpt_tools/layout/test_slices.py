@@ -35,7 +35,7 @@ def test_every_rank_holds_what_the_definition_gives_it(data: st.DataObject) -> N
 def test_the_cells_of_all_ranks_cover_the_tensor(data: st.DataObject) -> None:
     layout, shape = data.draw(layouts())
     cut = cut_of(layout, len(shape), "w")
-    holders = cut.holders()
+    holders = cut.holders
     assert list(holders) == list(itertools.product(*map(range, cut.parts)))
     assert sorted(rank for ranks in holders.values() for rank in ranks) == list(range(layout.devices))
     assert len({len(ranks) for ranks in holders.values()}) == 1, "each cell is held as often"
