@@ -94,19 +94,21 @@ def open_whole(
             raise UsageError(Problem(str(source), found, expected, f"Leave {option} out"))
         return _open_iteration(source, step, replicated, may_leave_out)
     if strategy is not None and source.exists():
-        raise UsageError(
-            Problem(
-                str(source),
-                "a whole checkpoint, and a strategy",
-                "folders rank_0, rank_1, ...",
-                f"Leave {option} out",
-            )
-        )
+        raise UsageError(_without_ranks(source, option))
     if step is not None and source.exists():
         raise UsageError(Problem("--step", step, "folders of ranks as the source", "Leave it out"))
     base = open_checkpoint(source)
     parts = {name: (1,) * len(tensor.shape) for name, tensor in base.tensors.items()}
     return Opened(base, Gathered(base.tensors, parts))
+
+
+def _without_ranks(source: Path, option: str) -> Problem:
+    """Rank folders are not where the user says; training puts them one folder deeper than the strategies'."""
+    found, expected = "a whole checkpoint, and a strategy", "folders rank_0, rank_1, ..."
+    inner = sorted(path for path in source.iterdir() if is_rank_folder(path)) if source.is_dir() else []
+    if inner:
+        return Problem(str(source), "a folder without them, and a strategy", expected, f"Is it {inner[0]}?")
+    return Problem(str(source), found, expected, f"Leave {option} out")
 
 
 def _open_iteration(

@@ -330,6 +330,14 @@ def test_ranks_without_a_strategy_and_a_strategy_without_ranks(tmp_path: Path) -
     assert "--step" in str(refusal(tmp_path, 2, "whole.ckpt", src_strategy=None, step="3_2"))
 
 
+def test_a_folder_above_the_ranks_is_told_where_they_are(tmp_path: Path) -> None:
+    write_case(tmp_path / "run")
+    strategy = tmp_path / "run" / "src.ckpt"
+    assert f"Is it {tmp_path / 'run' / 'in'}?" in str(
+        refusal(tmp_path, 2, "run", src_strategy=strategy, dst_strategy=None)
+    )
+
+
 @pytest.mark.parametrize(
     "options",
     [
