@@ -98,10 +98,11 @@ def merge_command(
       pet-merge output/ --src-strategy strategy.ckpt --alpha 16 -o merged.ckpt
       pet-merge base.ckpt lora.ckpt --alpha 16 --dry-run
 
-    BASE and ADAPTER are .ckpt or .safetensors files, folders of shards, PEFT folders, or with a strategy folders
-    of rank_N folders, in any mix; the format is recognised by content. Without ADAPTER, BASE holds both. The output has the type, the format
-    and the shards of BASE unless told otherwise, and goes to ./<stem of BASE>-merged unless -o names a place.
-    Inputs are never modified, and the output appears whole or not at all.
+    BASE and ADAPTER are .ckpt or .safetensors files, folders of shards, PEFT folders, MindFormers' Checkpoint 2.0,
+    or with a strategy folders of rank_N folders, in any mix; the format is recognised by content. Without ADAPTER,
+    BASE holds both. The output has the type, the format and the shards of BASE unless told otherwise, and goes to
+    ./<stem of BASE>-merged unless -o names a place. Inputs are never modified, and the output appears whole or not
+    at all.
 
     The scale is alpha / rank. The rank is in the shapes; alpha is in no checkpoint: it comes from --alpha or
     --scaling, from --config, or from the adapter_config.json beside the adapter or up to three folders above.

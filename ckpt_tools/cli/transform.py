@@ -25,7 +25,9 @@ __all__ = ["main", "transform_command"]
     metavar="TEXT",
     help="What the names of ranks' files begin with.",
 )
-@click.option("--step", metavar="EPOCH_STEP", help="Which step of the ranks' files, e.g. 9_1.  [default: the latest]")
+@click.option(
+    "--step", metavar="STEP", help="Which step: 9_1 of ranks' files, 120 of Checkpoint 2.0.  [default: the latest]"
+)
 @click.option(
     "--dtype",
     type=click.Choice(["keep", "bf16", "fp16", "fp32"]),
@@ -95,10 +97,10 @@ def transform_command(
       pet-transform llama.ckpt --dst-strategy strategy/ckpt_strategy_rank_0.ckpt -o ranks/
       pet-transform output/ --src-strategy strategy.ckpt --step 10_2 --dry-run
 
-    SRC is a folder of rank_N folders, with --src-strategy; or a whole checkpoint: a .ckpt, a safetensors file or
-    a folder of shards. With --dst-strategy the output is a folder with rank_N/checkpoint_N files, which MindSpore
-    loads; without, it is one checkpoint: a file where -o has a suffix, else a folder of shards with an index.
-    Inputs are never modified, and the output appears whole or not at all.
+    SRC is a folder of rank_N folders, with --src-strategy; MindFormers' Checkpoint 2.0, without; or a whole
+    checkpoint: a .ckpt, a safetensors file or a folder of shards. With --dst-strategy the output is a folder with
+    rank_N/checkpoint_N files, which MindSpore loads; without, it is one checkpoint: a file where -o has a suffix,
+    else a folder of shards with an index. Inputs are never modified, and the output appears whole or not at all.
 
     Headers are read first. Every element of the output has to come from exactly one place, and the strategies have to
     speak of the same parameters as the files; all problems are told at once, before anything is written.
