@@ -175,9 +175,10 @@ class TransformReport:
         output: Where the output lies.
         dry_run: Whether nothing was written.
         source: The source's path.
-        src_strategy: The source's strategy; None where it is whole.
+        src_strategy: The source's strategy; None where it is whole, or an iteration, which needs none.
         dst_strategy: The output's strategy; None where it is whole.
-        step: Epoch and step in the names of the source's files, as `9_1`; empty where they have none.
+        step: Epoch and step in the names of the source's files, as `9_1`, or the number of its iteration; empty where
+            they have none.
         src_ranks: How many ranks the source has; 0 where it is whole.
         dst_ranks: How many the output has; 0 where it is whole.
         format: `ckpt` or `safetensors`.

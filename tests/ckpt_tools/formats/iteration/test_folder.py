@@ -53,6 +53,21 @@ def test_the_tracker_of_the_parent_decides(tmp_path: Path) -> None:
     assert find_iteration(tmp_path) == tmp_path / "iteration_00000009"
 
 
+def test_a_number_outweighs_the_tracker_and_is_that_of_the_folder_itself(tmp_path: Path) -> None:
+    make(tmp_path, "iteration_00000009", "iteration_00000010", "best")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")
+    nine = tmp_path / "iteration_00000009"
+    assert find_iteration(tmp_path, 9) == nine
+    assert find_iteration(nine, 9) == nine
+    for path, number, found in (
+        (tmp_path, 8, "iteration_00000010, iter"),
+        (nine, 8, "iteration 9"),
+        ("best", 9, "no n"),
+    ):
+        with pytest.raises(InputMissingError, match=found):
+            find_iteration(tmp_path / path, number)
+
+
 def test_without_a_tracker_the_highest_number_counts_as_a_number(tmp_path: Path) -> None:
     make(tmp_path, "iteration_9", "iteration_10", "iteration_0000000100", "iteration_", "iteration_200_old")
     assert is_iteration(tmp_path)
