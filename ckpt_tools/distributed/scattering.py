@@ -9,7 +9,7 @@ from ckpt_tools.distributed.gathering import Gathered
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.layout.model import Strategy
 from ckpt_tools.layout.slices import regions_of
-from ckpt_tools.tensors.lazy import LazyTensor, Region, full_region
+from ckpt_tools.tensors.lazy import LazyTensor, Region
 from ckpt_tools.tensors.views import Sliced
 from surgery.errors import MismatchError, Problem
 from surgery.near import near_names
@@ -25,14 +25,14 @@ class Scattered:
     """What the ranks of a target hold.
 
     Attributes:
-        stages: For each stage, name to the rectangle that each of its ranks holds.
+        stages: For each stage, name to the rectangle that each of its ranks holds; None for all of the tensor.
         strategy: The target's strategy.
         parts: Name to the number of parts on each axis.
         dropped: Names of the source that the target has no place for.
         missing: Names of the target that the source does not have.
     """
 
-    stages: tuple[Mapping[str, tuple[Region, ...]], ...]
+    stages: tuple[Mapping[str, tuple[Region | None, ...]], ...]
     strategy: Strategy
     parts: Mapping[str, tuple[int, ...]]
     dropped: tuple[str, ...]
@@ -45,7 +45,7 @@ class Scattered:
         for name, tensor in tensors.items():
             if name in held:
                 region = held[name][number]
-                yield name, tensor if region == full_region(tensor.shape) else Sliced(tensor, region)
+                yield name, tensor if region is None else Sliced(tensor, region)
 
 
 def scatter(
@@ -77,7 +77,7 @@ def scatter(
 class _Scattering:
     source: Gathered
     strategy: Strategy
-    stages: list[dict[str, tuple[Region, ...]]] = field(init=False)
+    stages: list[dict[str, tuple[Region | None, ...]]] = field(init=False)
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -102,7 +102,7 @@ class _Scattering:
             return
         if name in self.source.unlisted or is_training_scalar(name) or tensor.size == 1:
             for held in self.stages:
-                held[name] = (full_region(tensor.shape),) * self.strategy.stage_devices
+                held[name] = (None,) * self.strategy.stage_devices
             self.parts[name] = (1,) * len(tensor.shape)
         elif split_optimizer_state(name, self.source.tensors) or may_drop(name):
             self.dropped.append(name)

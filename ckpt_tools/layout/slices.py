@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from ckpt_tools.layout.model import Layout
-from ckpt_tools.tensors.lazy import Region
+from ckpt_tools.tensors.lazy import Region, full_region
 from surgery.errors import MismatchError, Problem
 
 __all__ = ["Cut", "cell_region", "cut_evenly", "cut_of", "regions_of"]
@@ -122,15 +122,16 @@ def _edges_or_problem(
 
 
 @lru_cache(maxsize=1024)
-def regions_of(layout: Layout, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[Region, ...]]:
-    """Into how many parts each axis of a tensor is cut, and the rectangle that each rank of the stage holds.
+def regions_of(layout: Layout, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[Region | None, ...]]:
+    """Into how many parts each axis of a tensor is cut, and the rectangle that each rank holds; None for all of it.
 
     Raises:
         MismatchError: The layout cannot be one of a tensor of this shape.
     """
     cut = cut_of(layout, len(shape), "")
     edges = cut_evenly(shape, cut.parts, layout.split_shape, "")
-    return cut.parts, tuple(cell_region(edges, cell) for cell in cut.cells)
+    regions = (cell_region(edges, cell) for cell in cut.cells)
+    return cut.parts, tuple(None if region == full_region(shape) else region for region in regions)
 
 
 def cell_region(edges: tuple[tuple[int, ...], ...], cell: tuple[int, ...]) -> Region:

@@ -98,16 +98,22 @@ class Plan:
 
     def sources(self) -> set[Source]:
         """Every file that is read."""
-        found = {run.source for run in self._runs()}
+        found = {entry.source for entry in self.entries if isinstance(entry, OutputCopy)}
         for tensor in self._wholes():
-            found.update(tensor.files() or ())
-        return found | {entry.source for entry in self.entries if isinstance(entry, OutputCopy)}
+            files = tensor.files()
+            found.update((run.source for run in tensor.sources()) if files is None else files)
+        return found
 
     def bytes_read(self) -> int:
         """Bytes of the inputs that are read, each once."""
-        files = sum(tensor.nbytes for tensor in self._wholes() if tensor.files() is not None)
-        copied = sum(entry.source.size for entry in self.entries if isinstance(entry, OutputCopy))
-        return _union(self._runs()) + files + copied
+        total = sum(entry.source.size for entry in self.entries if isinstance(entry, OutputCopy))
+        runs: set[ByteRun] = set()
+        for tensor in self._wholes():
+            if tensor.files() is None:
+                runs.update(tensor.sources())
+            else:
+                total += tensor.nbytes
+        return total + _union(runs)
 
     def bytes_written(self) -> int:
         """Bytes of the output."""
@@ -124,10 +130,6 @@ class Plan:
     def _wholes(self) -> Iterable[LazyTensor]:
         """All tensors; one of which many files hold a slice once."""
         return {id(whole): whole for whole in (_unsliced(tensor) for _, tensor in self.tensors())}.values()
-
-    def _runs(self) -> set[ByteRun]:
-        """The stretches that are read, but for tensors that say which files they are."""
-        return {run for tensor in self._wholes() if tensor.files() is None for run in tensor.sources()}
 
 
 def _unsliced(tensor: LazyTensor) -> LazyTensor:
@@ -157,7 +159,8 @@ def _entry_sizes(entries: Iterable[Entry]) -> Iterator[int]:
     known: dict[object, int] = {}
     for entry in entries:
         if isinstance(entry, OutputFile):
-            shapes = tuple((name, tensor.shape, tensor.dtype.name) for name, tensor in entry.tensors)
+            # A name has one type in a plan: its slices are of one tensor.
+            shapes = tuple((name, tensor.shape) for name, tensor in entry.tensors)
             key = hash((entry.format, entry.crc, tuple(entry.metadata.items()), shapes))
             if key not in known:
                 known[key] = entry.nbytes()
