@@ -7,15 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
+from layout_cases import layouts
 from merge_cases import random, tree
 from rank_folders import strategy_of, write_ranks
 from strategy_bytes import strategy_bytes
 
 from ckpt_tools import transform
 from ckpt_tools.layout.model import Layout, Strategy
+from ckpt_tools.tensors.dtypes import BY_NAME
 from surgery.errors import PetSurgeryError
 
 Held = dict[str, np.ndarray]
+
+TYPES = ("fp32", "bf16", "fp16", "int8", "fp8_e4m3")
 
 ROWS, COLUMNS, WHOLE = ((0,), ()), ((), (0,)), ((), ())
 
@@ -68,6 +73,23 @@ def write_case(
     write_strategy(folder / "src.ckpt", source)
     write_strategy(folder / "dst.ckpt", target)
     return folder
+
+
+@st.composite
+def twice_cut(draw: st.DrawFn) -> tuple[dict[str, np.ndarray], Strategy, Strategy]:
+    """Tensors, and two ways to cut them for two numbers of devices."""
+    sizes = draw(st.sampled_from([(8, 4), (4, 8), (2, 3), (3, 2), (6, 4), (4, 4), (1, 4), (8, 1)]))
+    tensors, cuts = {}, ({}, {})
+    for number in range(draw(st.integers(1, 3))):
+        axes = draw(st.integers(1, 3))
+        pair = [draw(layouts(axes, devices)) for devices in sizes]
+        # A shape that both fit: a common multiple on each axis.
+        shape = tuple(int(np.lcm(a, b)) for a, b in zip(pair[0][1], pair[1][1], strict=True))
+        name = f"layer-{number}.weight"
+        tensors[name] = random(number, *shape, size=9.0).astype(BY_NAME[draw(st.sampled_from(TYPES))].numpy)
+        for side, (layout, _) in zip(cuts, pair, strict=True):
+            side[name] = layout
+    return tensors, strategy_of(cuts[0]), strategy_of(cuts[1])
 
 
 def refusal(folder: Path, exit_code: int, source: str = "in", **options: object) -> PetSurgeryError:

@@ -8,38 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from layout_cases import layouts
 from merge_cases import random
 from rank_folders import assert_same_arrays, read_arrays, read_ranks, slices_of_rank, strategy_of, write_ranks
-from transform_cases import write_strategy
+from transform_cases import twice_cut, write_strategy
 
 from ckpt_tools import transform
 from ckpt_tools.layout.model import Layout, Strategy
-from ckpt_tools.tensors.dtypes import BY_NAME
-
-TYPES = ("fp32", "bf16", "fp16", "int8", "fp8_e4m3")
-
-
-@st.composite
-def twice_cut(draw: st.DrawFn) -> tuple[dict[str, np.ndarray], Strategy, Strategy]:
-    """Tensors, and two ways to cut them for two numbers of devices."""
-    sizes = draw(st.sampled_from([(8, 4), (4, 8), (2, 3), (3, 2), (6, 4), (4, 4), (1, 4), (8, 1)]))
-    tensors, cuts = {}, ({}, {})
-    for number in range(draw(st.integers(1, 3))):
-        axes = draw(st.integers(1, 3))
-        pair = [draw(layouts(axes, devices)) for devices in sizes]
-        # A shape that both fit: a common multiple on each axis.
-        shape = tuple(int(np.lcm(a, b)) for a, b in zip(pair[0][1], pair[1][1], strict=True))
-        name = f"layer-{number}.weight"
-        tensors[name] = random(number, *shape, size=9.0).astype(BY_NAME[draw(st.sampled_from(TYPES))].numpy)
-        for side, (layout, _) in zip(cuts, pair, strict=True):
-            side[name] = layout
-    return tensors, strategy_of(cuts[0]), strategy_of(cuts[1])
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(case=twice_cut())
 def test_any_layout_becomes_any_other(suffix: str, case: tuple[dict[str, np.ndarray], Strategy, Strategy]) -> None:
     tensors, before, after = case
