@@ -90,8 +90,8 @@ def open_whole(
         return Opened(base, whole, len(folder.ranks), folder.step)
     if is_iteration(source):
         if strategy is not None:
-            found, expected = "an iteration of Checkpoint 2.0, and a strategy", "its metadata.json, which says the same"
-            raise UsageError(Problem(str(source), found, expected, f"Leave {option} out"))
+            found, expected = "an iteration of Checkpoint 2.0, and a strategy", "the iteration alone"
+            raise UsageError(Problem(str(source), found, expected, f"Leave {option} out: it says itself how it is cut"))
         return _open_iteration(source, step, replicated, may_leave_out)
     if strategy is not None and source.exists():
         raise UsageError(_without_ranks(source, option))
