@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ckpt_tools.distributed.gathering import Gathered, RankReplicas, Replica
 from ckpt_tools.progress import Progress
-from ckpt_tools.tensors.lazy import bands
+from ckpt_tools.tensors.lazy import Region, bands
 from surgery.errors import Problem
 
 __all__ = ["compare_replicas", "compare_unlisted"]
@@ -37,7 +39,14 @@ def _compare(replica: Replica, progress: Progress) -> list[Problem]:
         kept, other = replica.kept.read(region), replica.other.read(region)
         progress.advance(other.nbytes)
         if kept.tobytes() != other.tobytes():
-            where = f"{replica.name}, at {tuple(start for start, _ in region)}"
-            found = f"other values on {replica.other_from}"
-            return [Problem(where, found, f"those of {replica.kept_from}", "Are all files of one run and one step?")]
+            where = f"{replica.name}, at ({', '.join(map(str, _first_difference(kept, other, region)))})"
+            found, expected = f"other values on {replica.other_from}", f"the values of {replica.kept_from}"
+            return [Problem(where, found, expected, "Are all files of one run and one step?")]
     return []
+
+
+def _first_difference(kept: np.ndarray, other: np.ndarray, region: Region) -> list[int]:
+    """Where in the tensor the first element is whose bits differ, of two arrays that are this rectangle of it."""
+    differ = np.frombuffer(kept.tobytes(), np.uint8) != np.frombuffer(other.tobytes(), np.uint8)
+    place = np.unravel_index(int(np.argmax(differ)) // kept.itemsize, kept.shape)
+    return [start + int(index) for (start, _), index in zip(region, place, strict=True)]

@@ -228,7 +228,7 @@ def test_what_metadata_does_not_list_is_carried_where_it_is_one_value_on_all_ran
     assert read_arrays(tmp_path / "out.ckpt")[name].tolist() == [7]
     unlisted(tmp_path / "in", name, one, one + 1)
     error = str(refusal(tmp_path, 5, **WHOLE))
-    assert error.startswith(f"{name}, at (0,): expected those of rank 0, found other values on rank 1")
+    assert error.startswith(f"{name}, at (0): expected the values of rank 0, found other values on rank 1")
 
 
 def test_what_metadata_does_not_list_is_else_refused_unless_the_user_says_what_it_is(tmp_path: Path) -> None:
