@@ -1,4 +1,4 @@
-"""docs/report.md has every field of the report, with the type that it has in JSON."""
+"""docs/report.md has every field of the reports, with the type that it has in JSON."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from ckpt_tools import reports
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
 
 HEADINGS = {
-    reports.MergeReport: "Report",
+    reports.MergeReport: "Merge report",
     reports.AdapterReport: "Adapter",
     reports.FoldedWeight: "Weight",
     reports.AdapterUse: "Use",
     reports.DroppedTensor: "Dropped",
+    reports.TransformReport: "Transform report",
+    reports.TransformedTensor: "Tensor",
 }
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", types.NoneType: "null"}
 
@@ -35,7 +37,7 @@ def _json_type(annotation: typing.Any) -> str:
     return JSON_TYPES[annotation] if heading is None else f"[{heading}](#{heading.lower()})"
 
 
-def test_every_dataclass_of_the_report_has_a_table() -> None:
+def test_every_dataclass_of_the_reports_has_a_table() -> None:
     assert {getattr(reports, name) for name in reports.__all__} == set(HEADINGS)
 
 
