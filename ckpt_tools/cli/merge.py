@@ -35,6 +35,9 @@ __all__ = ["main", "merge_command"]
     "--dst-strategy", type=PATH, metavar="FILE|DIR", help="How the output is cut, into rank folders.  [default: whole]"
 )
 @click.option(
+    "--replicated", multiple=True, metavar="PATTERN", help="Tensors that strategies lack as every rank has all of them."
+)
+@click.option(
     "--dtype",
     type=click.Choice(["keep", "bf16", "fp16", "fp32"]),
     default="keep",
@@ -71,6 +74,7 @@ def merge_command(
     src_strategy: str | None,
     adapter_strategy: tuple[str, ...],
     dst_strategy: str | None,
+    replicated: tuple[str, ...],
     dtype: str,
     format: str,
     max_shard_size: str | None,
@@ -127,6 +131,7 @@ def merge_command(
         src_strategy=src_strategy,
         adapter_strategy=adapter_strategy or None,
         dst_strategy=dst_strategy,
+        replicated=replicated,
         dtype=dtype,
         format=format,
         max_shard_size=max_shard_size,

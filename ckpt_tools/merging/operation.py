@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt_tools.distributed import Opened, compare_unlisted, open_whole
+from ckpt_tools.distributed import Opened
 from ckpt_tools.fingerprint import fingerprint
 from ckpt_tools.formats import Checkpoint, check_crc
 from ckpt_tools.formats.model import NamedTensor
@@ -20,7 +20,7 @@ from ckpt_tools.merging.accounting import BaseKeys, huggingface_config, quantisa
 from ckpt_tools.merging.adapters import Adapter, ScaleOption, load_adapter, scale_origin
 from ckpt_tools.merging.fold_plan import FoldPlan
 from ckpt_tools.merging.folds import plan_folds
-from ckpt_tools.merging.strategies import MergeStrategies, is_optimizer_state, merge_output, plan_merged
+from ckpt_tools.merging.strategies import MergeStrategies, merge_output, plan_merged
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.renaming import rename_tensors
 from ckpt_tools.reports import AdapterReport, DroppedTensor, FoldedWeight, MergeReport
@@ -71,6 +71,7 @@ def merge(
     src_strategy: PathLike | None = None,
     adapter_strategy: PathLike | Sequence[PathLike] | None = None,
     dst_strategy: PathLike | None = None,
+    replicated: Sequence[str] = (),
     dtype: str = "keep",
     format: str = "keep",
     max_shard_size: int | str | None = None,
@@ -98,6 +99,7 @@ def merge(
         src_strategy: How the base's rank folders are cut: a strategy file, or a folder with those of all stages.
         adapter_strategy: The same for adapters in rank folders, one for all or one for each.
         dst_strategy: How the output is cut for ranks; by default it is whole.
+        replicated: Patterns of names that the inputs' strategies may lack, since every rank holds all of them.
         dtype: `keep`, `bf16`, `fp16` or `fp32`: the type of all floating-point tensors of the output.
         format: `keep`, `ckpt`, `safetensors`, or `iteration`: a folder of MindFormers' Checkpoint 2.0.
         max_shard_size: Bytes, or a size such as `5GB`: shards of a folder.
@@ -128,7 +130,7 @@ def merge(
         raise UsageError(Problem("--dtype", dtype, ", ".join(_DTYPES)))
     options = _scale_options(max(len(adapters), 1), alpha, scaling, config)
     each = _for_each(len(adapters), "--adapter-strategy", adapter_strategy)
-    strategies = MergeStrategies.read(src_strategy, each, dst_strategy)
+    strategies = MergeStrategies.read(src_strategy, each, dst_strategy, replicated)
     paths = [Path(path) for path in adapters]
     inputs = _open_inputs(Path(base), paths, strategies, options, allow_nonfinite, check_crc, progress)
     folds = plan_folds(
@@ -323,16 +325,8 @@ def _open_inputs(
     with_crc: bool,
     progress: Progress,
 ) -> _Inputs:
-    opened = open_whole(base_path, strategies.source, may_leave_out=is_optimizer_state)
-    base = opened.base
-    others = [
-        open_whole(path, strategy, may_leave_out=is_optimizer_state, option="--adapter-strategy")
-        for path, strategy in zip(adapter_paths, strategies.adapters, strict=True)
-    ]
-    files = [other.base for other in others]
-    differences = [problem for one in (opened, *others) for problem in compare_unlisted(one.whole, progress)]
-    if differences:
-        raise MismatchError(differences)
+    opened, others = strategies.open(base_path, adapter_paths, progress)
+    base, files = opened.base, [other.base for other in others]
     if with_crc:
         for file, expected in (item for checkpoint in (base, *files) for item in checkpoint.crc.items()):
             check_crc(file, expected, progress)

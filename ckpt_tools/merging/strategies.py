@@ -7,35 +7,64 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt_tools.distributed import Gathered, Opened, iteration_facts, plan_iteration, plan_ranks, scatter
+from ckpt_tools.distributed import (
+    Gathered,
+    Opened,
+    compare_unlisted,
+    iteration_facts,
+    open_whole,
+    plan_iteration,
+    plan_ranks,
+    scatter,
+)
 from ckpt_tools.distributed.rank_outputs import RANK_PREFIX
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.layout import Strategy, read_strategy
+from ckpt_tools.progress import Progress
 from ckpt_tools.writing.destination import destination
 from ckpt_tools.writing.outputs import Changes, OutputOptions, default_output, plan_output
 from ckpt_tools.writing.plan import Plan
+from surgery.errors import MismatchError
 from surgery.naming import Role, classify
 from surgery.states import split_optimizer_state
 
-__all__ = ["MergeStrategies", "is_optimizer_state", "merge_output", "plan_merged"]
+__all__ = ["MergeStrategies", "merge_output", "plan_merged"]
 
 PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
 class MergeStrategies:
-    """How the inputs of a merge are cut, and how the output is to be; None for what is whole."""
+    """How the inputs of a merge are cut, and how the output is to be; None for what is whole.
+
+    Attributes:
+        source: The base's.
+        adapters: One for each adapter.
+        target: The output's.
+        replicated: Patterns of names that the inputs' may lack, since every rank holds all of them.
+    """
 
     source: Strategy | None
     adapters: tuple[Strategy | None, ...]
     target: Strategy | None
+    replicated: tuple[str, ...] = ()
 
     @classmethod
     def read(
-        cls, source: PathLike | None, adapters: Sequence[PathLike | None], target: PathLike | None
+        cls,
+        source: PathLike | None,
+        adapters: Sequence[PathLike | None],
+        target: PathLike | None,
+        replicated: Sequence[str] = (),
     ) -> MergeStrategies:
         """Read the strategies of a base, of its adapters and of an output.
+
+        Args:
+            source: The base's.
+            adapters: One for each adapter.
+            target: The output's.
+            replicated: Patterns of names that the inputs' may lack, since every rank holds all of them.
 
         Raises:
             PetSurgeryError: As of `read_strategy`.
@@ -44,14 +73,31 @@ class MergeStrategies:
         for path in (source, *adapters, target):
             if path is not None and path not in known:
                 known[path] = read_strategy(path)
-        return cls(known[source], tuple(known[path] for path in adapters), known[target])
+        return cls(known[source], tuple(known[path] for path in adapters), known[target], tuple(replicated))
+
+    def open(self, base: Path, adapters: Sequence[Path], progress: Progress) -> tuple[Opened, list[Opened]]:
+        """Open the base and the adapters as whole checkpoints.
+
+        Raises:
+            MismatchError: Files and strategies do not fit together, or ranks differ in what they all should hold.
+            PetSurgeryError: As of `open_whole`.
+        """
+        options = ["--src-strategy"] + ["--adapter-strategy"] * len(adapters)
+        opened = [
+            open_whole(path, strategy, replicated=self.replicated, may_leave_out=_is_optimizer_state, option=option)
+            for path, strategy, option in zip((base, *adapters), (self.source, *self.adapters), options, strict=True)
+        ]
+        differences = [problem for one in opened for problem in compare_unlisted(one.whole, progress)]
+        if differences:
+            raise MismatchError(differences)
+        return opened[0], opened[1:]
 
     def paths(self) -> set[Path]:
         """The files and folders that were read."""
         return {strategy.path for strategy in (self.source, *self.adapters, self.target) if strategy is not None}
 
 
-def is_optimizer_state(name: str) -> bool:
+def _is_optimizer_state(name: str) -> bool:
     """Whether a merge leaves a tensor out anyway, so that nobody has to know how it is cut."""
     return split_optimizer_state(name) is not None
 

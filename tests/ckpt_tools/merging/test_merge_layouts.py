@@ -122,6 +122,19 @@ def test_frozen_weights_that_the_strategy_leaves_out_are_refused(tmp_path: Path)
     assert not (tmp_path / "out.ckpt").exists()
 
 
+def test_what_every_rank_holds_whole_may_be_missing_in_the_strategy(tmp_path: Path, expected: Arrays) -> None:
+    listed = {name: array for name, array in BASE.items() if "norm" not in name}
+    source = cut(listed, (2,))
+    base = write_ranks(tmp_path / "base", BASE, source)
+    save(tmp_path / "lora.ckpt", ADAPTER)
+    strategy = written(tmp_path / "src", source)
+    options = {"alpha": 8, "src_strategy": strategy, "output": tmp_path / "out.ckpt"}
+    with pytest.raises(MismatchError, match="--replicated"):
+        merge(base, tmp_path / "lora.ckpt", **options)
+    merge(base, tmp_path / "lora.ckpt", replicated=["*norm*"], **options)
+    assert_same_arrays(read_arrays(tmp_path / "out.ckpt"), expected)
+
+
 def test_rank_folders_need_the_strategy_that_is_theirs(tmp_path: Path) -> None:
     base = write_ranks(tmp_path / "base", BASE, cut(BASE, (4,)))
     lora = write_ranks(tmp_path / "lora", ADAPTER, cut(ADAPTER, (2,)))
