@@ -127,6 +127,17 @@ class _Scattering:
                 remedy = "Accept it with --allow-missing PATTERN"
                 self._add_problem(f"{name}: not in the source", name, list(self.source.tensors), remedy)
 
+    def _refuse_another_model(self) -> None:
+        """Say once, rather than of each name, that the strategy speaks of other names than the source."""
+        listed = dict.fromkeys(name for layouts in self.strategy.stages for name in layouts)
+        strange = [name for name in listed if name not in self.source.tensors]
+        unknown = [name for name in self.source.tensors if name not in listed and not is_training_scalar(name)]
+        # Models of two families may well share a name, as `lm_head.weight`.
+        if unknown and len(strange) > 0.9 * len(listed):
+            found = f"layouts of {strange[0]} and others that the source lacks, none of {unknown[0]} and others of it"
+            remedy = "Translate the names with --names, or give the strategy of this model"
+            raise MismatchError(Problem(str(self.strategy.path), found, "the layouts of the source's tensors", remedy))
+
     def _add_problem(self, found: str, name: str, known: list[str], remedy: str) -> None:
         # Finding near names takes a while, and those beyond the limit are not told.
         near = near_names(name, known) if len(self.problems) < _MAX_PROBLEMS else []
@@ -135,6 +146,7 @@ class _Scattering:
 
     def result(self) -> Scattered:
         if self.problems:
+            self._refuse_another_model()
             more = len(self.problems) - _MAX_PROBLEMS
             rest = [Problem(str(self.strategy.path), f"{more} more problems of these kinds")] if more > 0 else []
             raise MismatchError([*self.problems[:_MAX_PROBLEMS], *rest])

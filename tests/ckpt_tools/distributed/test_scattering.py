@@ -67,3 +67,12 @@ def test_problems_beyond_what_anyone_reads_are_counted() -> None:
         scatter(Gathered(tensors, {}), strategy_of({name: Layout((2,), ROWS) for name in tensors}))
     assert len(caught.value.problems) == 51
     assert "20 more problems" in str(caught.value)
+
+
+def test_the_strategy_of_another_model_is_told_once_with_a_name_of_each() -> None:
+    with pytest.raises(MismatchError) as caught:
+        scatter(SOURCE, strategy_of({"model.w": Layout((2,), ROWS), "model.v": Layout((2,), ROWS)}))
+    (problem,) = caught.value.problems
+    assert "embedding.weight" in problem.found
+    assert "model.w" in problem.found
+    assert "--names" in problem.remedy
