@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckpt_tools.distributed.gathering import Gathered, gather
@@ -98,6 +98,12 @@ def open_whole(
     if step is not None and source.exists():
         raise UsageError(Problem("--step", step, "folders of ranks as the source", "Leave it out"))
     base = open_checkpoint(source)
+    if base.metadata.get("remove_redundancy", "").lower() == "true":
+        warning = (
+            f"{source}: it was saved with remove_redundancy; a rank of several leaves tensors to others: "
+            f"pass the folder of all ranks with {option}"
+        )
+        base = replace(base, warnings=(*base.warnings, warning))
     parts = {name: (1,) * len(tensor.shape) for name, tensor in base.tensors.items()}
     return Opened(base, Gathered(base.tensors, parts))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from merge_cases import random
+from merge_cases import random, save
 from rank_folders import assert_same_arrays, read_arrays, read_ranks, slices_of_rank, strategy_of, write_ranks
 from strategy_bytes import strategy_json
 from transform_cases import COLUMNS, ROWS, SOURCE, TARGET, TENSORS, WHOLE, Held, refusal, write_case, write_strategy
@@ -271,3 +271,11 @@ def test_more_problems_than_a_reader_wants_are_counted(tmp_path: Path) -> None:
     error = refusal(tmp_path, 5)
     assert len(error.problems) == 51
     assert "10 more" in str(error)
+
+
+def test_a_file_of_one_rank_that_leaves_replicas_to_others_is_not_taken_for_the_whole_without_a_word(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path / "one.safetensors", {"a": random(0, 4)}, {"format": "ms", "remove_redundancy": "True"})
+    report = transform(tmp_path / "one.safetensors", output=tmp_path / "out.ckpt")
+    assert any("remove_redundancy" in warning and "--src-strategy" in warning for warning in report.warnings)
