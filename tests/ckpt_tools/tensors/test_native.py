@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def assert_same(fold: Folded, way: str, region: tuple[tuple[int, int], ...]) -> 
 
 
 def test_the_kernels_are_there_where_a_compiler_is() -> None:
-    if shutil.which("cc") is None:
+    if shutil.which("cc") is None and not os.environ.get("CI"):  # the gate has to test them
         pytest.skip("no C compiler: the package was built without them")
     assert native.AVAILABLE
 
