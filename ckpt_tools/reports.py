@@ -117,7 +117,9 @@ class MergeReport:
         peak_memory_bytes: The anonymous memory that is expected at most.
         free_disk_bytes: Room at the output's place before writing.
         seconds: Wall-clock time.
-        resumed: Files that a killed run of the same plan had completed.
+        resumed: Files that a killed run of the same plan, or runs of `ranks`, had completed.
+        ranks: The ranks whose files were written, as `0-63`, where the output is left to other runs; else None. Then
+            `files`, `bytes_read` and `bytes_written` are of these alone.
         version: This tool's version.
         command: `merge`.
     """
@@ -140,6 +142,7 @@ class MergeReport:
     free_disk_bytes: int
     seconds: float
     resumed: tuple[str, ...] = ()
+    ranks: str | None = None
     version: str = ""
     command: str = field(default="merge")
 
@@ -192,7 +195,9 @@ class TransformReport:
         peak_memory_bytes: The anonymous memory that is expected at most.
         free_disk_bytes: Room at the output's place before writing.
         seconds: Wall-clock time.
-        resumed: Files that a killed run of the same plan had completed.
+        resumed: Files that a killed run of the same plan, or runs of `ranks`, had completed.
+        ranks: The ranks whose files were written, as `0-63`, where the output is left to other runs; else None. Then
+            `files`, `bytes_read` and `bytes_written` are of these alone.
         version: This tool's version.
         command: `transform`.
     """
@@ -217,6 +222,7 @@ class TransformReport:
     free_disk_bytes: int
     seconds: float
     resumed: tuple[str, ...] = ()
+    ranks: str | None = None
     version: str = ""
     command: str = field(default="transform")
 

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -21,8 +21,20 @@ from surgery.version import __version__
 
 if TYPE_CHECKING:
     from ckpt_tools.progress import Progress
+    from ckpt_tools.reports import MergeReport, TransformReport
 
-__all__ = ["HELP", "PATH", "common_options", "make_progress", "print_result", "printable", "run", "say"]
+__all__ = [
+    "HELP",
+    "PATH",
+    "common_options",
+    "make_progress",
+    "output_options",
+    "print_report",
+    "print_result",
+    "printable",
+    "run",
+    "say",
+]
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -34,6 +46,49 @@ _BUG = 1
 _IO_FAILED = 7
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Report = TypeVar("Report", "MergeReport", "TransformReport")
+
+
+def output_options(command: Command) -> Command:
+    """The options of commands whose output may be of another type, format, layout, or under other names."""
+    options = (
+        click.option(
+            "--dst-strategy", type=PATH, metavar="FILE|DIR", help="How the output is cut for ranks.  [default: whole]"
+        ),
+        click.option(
+            "--ranks",
+            metavar="A-B",
+            help="Write the files of these ranks alone, for a last call without --ranks that publishes all.",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["keep", "bf16", "fp16", "fp32"]),
+            default="keep",
+            show_default=True,
+            help="Element type of all floating-point tensors of the output.",
+        ),
+        click.option(
+            "--format",
+            type=click.Choice(["keep", "ckpt", "safetensors", "iteration"]),
+            default="keep",
+            show_default=True,
+            help="File format of the output; iteration is MindFormers' Checkpoint 2.0.",
+        ),
+        click.option(
+            "--max-shard-size",
+            metavar="SIZE",
+            help="Largest shard of a folder, e.g. 5GB.  [default: as the input's; of a file: 5GB]",
+        ),
+        click.option(
+            "--names",
+            type=PATH,
+            default="keep",
+            show_default=True,
+            metavar="keep|hf|mindformers|FILE.json",
+            help="Names of the output's tensors.",
+        ),
+    )
+    return _with_options(command, options)
 
 
 def common_options(command: Command) -> Command:
@@ -57,6 +112,10 @@ def common_options(command: Command) -> Command:
         ),
         click.version_option(__version__, message="%(prog)s %(version)s"),
     )
+    return _with_options(command, options)
+
+
+def _with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
@@ -134,6 +193,16 @@ def print_result(text: str) -> None:
     except OSError as error:
         found = f"the report could not be printed: {(error.strerror or str(error)).lower()}"
         raise ResourceError(Problem("stdout", found, remedy="What the command wrote to files is complete")) from error
+
+
+def print_report(report: Report, summarise: Callable[[Report], str], *, as_json: bool, quiet: bool) -> None:
+    """What a command did: warnings for the user, then all of it as JSON, or a summary."""
+    for warning in report.warnings:
+        say(f"warning: {warning}")
+    if as_json:
+        print_result(report.to_json())
+    elif not quiet:
+        print_result(summarise(report))
 
 
 def make_progress(quiet: bool) -> Progress:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, print_result, run, say
+from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, output_options, print_report, run
 
 __all__ = ["main", "merge_command"]
 
@@ -32,64 +34,20 @@ __all__ = ["main", "merge_command"]
     help="The same for adapters in rank folders; once, or once per adapter.",
 )
 @click.option(
-    "--dst-strategy", type=PATH, metavar="FILE|DIR", help="How the output is cut, into rank folders.  [default: whole]"
-)
-@click.option(
     "--replicated", multiple=True, metavar="PATTERN", help="Tensors that strategies lack as every rank has all of them."
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["keep", "bf16", "fp16", "fp32"]),
-    default="keep",
-    show_default=True,
-    help="Element type of all floating-point tensors of the output.",
-)
-@click.option(
-    "--format",
-    type=click.Choice(["keep", "ckpt", "safetensors", "iteration"]),
-    default="keep",
-    show_default=True,
-    help="File format of the output; iteration is MindFormers' Checkpoint 2.0.",
-)
-@click.option("--max-shard-size", metavar="SIZE", help="Largest shard of a folder, e.g. 5GB.  [default: as in BASE]")
-@click.option(
-    "--names",
-    type=PATH,
-    default="keep",
-    show_default=True,
-    metavar="keep|hf|mindformers|FILE.json",
-    help="Names of the output's tensors.",
 )
 @click.option("--allow-unused", multiple=True, metavar="PATTERN", help="Adapter keys that may have no home in BASE.")
 @click.option("--allow-nonfinite", is_flag=True, help="Accept NaN, Inf and overflows.")
 @click.option("--check-crc/--no-check-crc", default=True, show_default=True, help="Check the CRC-32 of .ckpt inputs.")
+@output_options
 @common_options
 def merge_command(
     base: str,
     adapters: tuple[str, ...],
     *,
-    alpha: tuple[float, ...],
-    scaling: tuple[float, ...],
-    config: tuple[str, ...],
-    src_strategy: str | None,
-    adapter_strategy: tuple[str, ...],
-    dst_strategy: str | None,
-    replicated: tuple[str, ...],
-    dtype: str,
-    format: str,
-    max_shard_size: str | None,
-    names: str,
-    allow_unused: tuple[str, ...],
-    allow_nonfinite: bool,
-    check_crc: bool,
-    output: str | None,
-    force: bool,
-    dry_run: bool,
     as_json: bool,
     quiet: bool,
-    threads: int | None,
-    max_memory: str | None,
-    executor: str,
+    **options: Any,
 ) -> None:
     """Fold LoRA adapters into a base checkpoint.
 
@@ -120,38 +78,8 @@ def merge_command(
     from ckpt_tools.writing.linux import keep_freed_memory
 
     keep_freed_memory()
-    progress = make_progress(quiet)
-    report = merge(
-        base,
-        *adapters,
-        output=output,
-        alpha=alpha or None,
-        scaling=scaling or None,
-        config=config or None,
-        src_strategy=src_strategy,
-        adapter_strategy=adapter_strategy or None,
-        dst_strategy=dst_strategy,
-        replicated=replicated,
-        dtype=dtype,
-        format=format,
-        max_shard_size=max_shard_size,
-        names=names,
-        allow_unused=allow_unused,
-        allow_nonfinite=allow_nonfinite,
-        check_crc=check_crc,
-        force=force,
-        dry_run=dry_run,
-        threads=threads,
-        max_memory=max_memory,
-        executor=executor,
-        progress=progress,
-    )
-    for warning in report.warnings:
-        say(f"warning: {warning}")
-    if as_json:
-        print_result(report.to_json())
-    elif not quiet:
-        print_result(summarise(report))
+    report = merge(base, *adapters, **options, progress=make_progress(quiet))
+    print_report(report, summarise, as_json=as_json, quiet=quiet)
 
 
 def main() -> None:

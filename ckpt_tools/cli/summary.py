@@ -71,7 +71,15 @@ def volume_facts(report: MergeReport | TransformReport) -> list[tuple[str, str]]
             ("memory", f"at most {format_size(report.peak_memory_bytes)}"),
         ]
     rate = format_size(round(report.bytes_written / max(report.seconds, 1e-9)))
-    return [("wrote", f"{written}, in {report.seconds:.2f} s ({rate}/s)")]
+    facts = [("wrote", f"{written}, in {report.seconds:.2f} s ({rate}/s)")]
+    if report.resumed:
+        files = "1 file" if len(report.resumed) == 1 else f"{len(report.resumed)} files"
+        facts.append(("took over", f"{files} that earlier runs completed"))
+    if report.ranks is not None:
+        facts.append(
+            ("kept", f"ranks {report.ranks}, for the same command without --ranks, which publishes the output")
+        )
+    return facts
 
 
 def _measurements(folded: list[FoldedWeight]) -> list[tuple[str, str]]:

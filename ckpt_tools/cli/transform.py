@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, print_result, run, say
+from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, output_options, print_report, run
 
 __all__ = ["main", "transform_command"]
 
@@ -17,7 +19,6 @@ __all__ = ["main", "transform_command"]
     metavar="FILE|DIR",
     help="How SRC is cut: the strategy that its run saved, or the folder with those of all stages.  [default: whole]",
 )
-@click.option("--dst-strategy", type=PATH, metavar="FILE|DIR", help="How the output is cut.  [default: whole]")
 @click.option(
     "--prefix",
     default="checkpoint_",
@@ -29,29 +30,6 @@ __all__ = ["main", "transform_command"]
     "--step", metavar="STEP", help="Which step: 9_1 of ranks' files, 120 of Checkpoint 2.0.  [default: the latest]"
 )
 @click.option(
-    "--dtype",
-    type=click.Choice(["keep", "bf16", "fp16", "fp32"]),
-    default="keep",
-    show_default=True,
-    help="Element type of all floating-point tensors of the output.",
-)
-@click.option(
-    "--format",
-    type=click.Choice(["keep", "ckpt", "safetensors", "iteration"]),
-    default="keep",
-    show_default=True,
-    help="File format of the output; iteration is MindFormers' Checkpoint 2.0.",
-)
-@click.option("--max-shard-size", metavar="SIZE", help="Largest shard of a whole output's folder.  [default: 5GB]")
-@click.option(
-    "--names",
-    type=PATH,
-    default="keep",
-    show_default=True,
-    metavar="keep|hf|mindformers|FILE.json",
-    help="Names of the output's tensors.",
-)
-@click.option(
     "--replicated", multiple=True, metavar="PATTERN", help="Tensors that --src-strategy lacks as every rank has all."
 )
 @click.option(
@@ -61,32 +39,14 @@ __all__ = ["main", "transform_command"]
 @click.option("--allow-nonfinite", is_flag=True, help="Accept values beyond the range of --dtype, as Inf.")
 @click.option("--check-replicas", is_flag=True, help="Compare all that SRC holds more than once.")
 @click.option("--check-crc", is_flag=True, help="Check the CRC-32 of .ckpt inputs.")
+@output_options
 @common_options
 def transform_command(
     source: str,
     *,
-    src_strategy: str | None,
-    dst_strategy: str | None,
-    prefix: str,
-    step: str | None,
-    dtype: str,
-    format: str,
-    max_shard_size: str | None,
-    names: str,
-    replicated: tuple[str, ...],
-    allow_missing: tuple[str, ...],
-    allow_unused: tuple[str, ...],
-    allow_nonfinite: bool,
-    check_replicas: bool,
-    check_crc: bool,
-    output: str | None,
-    force: bool,
-    dry_run: bool,
     as_json: bool,
     quiet: bool,
-    threads: int | None,
-    max_memory: str | None,
-    executor: str,
+    **options: Any,
 ) -> None:
     """Write a distributed checkpoint in another layout.
 
@@ -114,36 +74,8 @@ def transform_command(
     from ckpt_tools.writing.linux import keep_freed_memory
 
     keep_freed_memory()
-    report = transform(
-        source,
-        src_strategy=src_strategy,
-        dst_strategy=dst_strategy,
-        output=output,
-        prefix=prefix,
-        step=step,
-        dtype=dtype,
-        format=format,
-        max_shard_size=max_shard_size,
-        names=names,
-        replicated=replicated,
-        allow_missing=allow_missing,
-        allow_unused=allow_unused,
-        allow_nonfinite=allow_nonfinite,
-        check_replicas=check_replicas,
-        check_crc=check_crc,
-        force=force,
-        dry_run=dry_run,
-        threads=threads,
-        max_memory=max_memory,
-        executor=executor,
-        progress=make_progress(quiet),
-    )
-    for warning in report.warnings:
-        say(f"warning: {warning}")
-    if as_json:
-        print_result(report.to_json())
-    elif not quiet:
-        print_result(summarise(report))
+    report = transform(source, **options, progress=make_progress(quiet))
+    print_report(report, summarise, as_json=as_json, quiet=quiet)
 
 
 def main() -> None:

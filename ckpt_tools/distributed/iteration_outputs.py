@@ -136,7 +136,13 @@ def plan_iteration(
     folder = iteration_folder_name(facts.number)
     strings = {**facts.metadata, **changes.metadata}
     entries: list[Entry] = [
-        OutputFile(f"{folder}/{file.name}", "safetensors", tuple(_cut(one, tensors) for one in file.slices), strings)
+        OutputFile(
+            f"{folder}/{file.name}",
+            "safetensors",
+            tuple(_cut(one, tensors) for one in file.slices),
+            strings,
+            rank=file.rank,
+        )
         for file in layout.files
     ]
     entries.append(OutputBytes(f"{folder}/{COMMON_FILE}", common_json(facts.common)))

@@ -62,5 +62,5 @@ def plan_ranks(
     files = []
     for rank in range(scattered.strategy.ranks):
         held = tuple(scattered.tensors(rank, tensors))
-        files.append(OutputFile(f"rank_{rank}/{prefix}{rank}.{format}", format, held, strings, crc))
+        files.append(OutputFile(f"rank_{rank}/{prefix}{rank}.{format}", format, held, strings, crc, rank))
     return Plan(options.path, True, tuple(files))

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ckpt_tools.writing.destination import check_destination, check_room
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.memory import Budget, make_budget
 from ckpt_tools.writing.outputs import Changes, OutputOptions
+from ckpt_tools.writing.parts import parse_ranks, part_of
 from ckpt_tools.writing.plan import Plan
 from ckpt_tools.writing.write import Outcome, execute
 from surgery.errors import MismatchError, NonFiniteError, Problem, UsageError
@@ -76,6 +77,7 @@ def merge(
     format: str = "keep",
     max_shard_size: int | str | None = None,
     names: str = "keep",
+    ranks: str | Iterable[int] | None = None,
     allow_unused: Sequence[str] = (),
     allow_nonfinite: bool = False,
     check_crc: bool = True,
@@ -104,6 +106,8 @@ def merge(
         format: `keep`, `ckpt`, `safetensors`, or `iteration`: a folder of MindFormers' Checkpoint 2.0.
         max_shard_size: Bytes, or a size such as `5GB`: shards of a folder.
         names: `keep`, `hf`, `mindformers`, or a JSON file of old and new names.
+        ranks: Write the files of these ranks alone, as `0-63` or numbers, and keep them for a call without `ranks`,
+            which writes what is missing and publishes the output.
         allow_unused: Patterns of adapter keys that may have no home in the base.
         allow_nonfinite: Accept NaN, Inf and overflows.
         check_crc: Check the CRC-32 of inputs that have one; costs a read of them.
@@ -126,6 +130,7 @@ def merge(
     """
     started = time.monotonic()
     check_executor(executor)
+    selected = None if ranks is None else parse_ranks(ranks)
     if dtype not in _DTYPES:
         raise UsageError(Problem("--dtype", dtype, ", ".join(_DTYPES)))
     options = _scale_options(max(len(adapters), 1), alpha, scaling, config)
@@ -152,10 +157,12 @@ def merge(
     plan = plan_merged(
         inputs.opened, tensors, strategies.target, OutputOptions(path, format, size), draft.changes(renamed)
     )
+    part = part_of(plan, selected, 0 if strategies.target is None else strategies.target.ranks)
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
     given = [inputs.base.path, *(adapter.path for adapter in inputs.adapters), *strategies.paths()]
     check_destination(plan, given, force=force)
-    report = draft.report(plan, budget, renamed)
+    chosen = None if selected is None else str(selected)
+    report = replace(draft.report(plan, part, budget, renamed), ranks=chosen)
     check_room(path, report.bytes_written, report.free_disk_bytes)
     if dry_run:
         return replace(report, dry_run=True, seconds=time.monotonic() - started)
@@ -164,7 +171,9 @@ def merge(
         if not allow_nonfinite:
             _refuse_nonfinite(outcome)
 
-    outcome = execute(plan, force=force, budget=budget, progress=progress, approve=approve, executor=executor)
+    outcome = execute(
+        plan, part=part, force=force, budget=budget, progress=progress, approve=approve, executor=executor
+    )
     return replace(
         _with_statistics(report, outcome), resumed=tuple(outcome.resumed), seconds=time.monotonic() - started
     )
@@ -229,8 +238,9 @@ class _Draft:
         uses = (use for fold in self._folds.folds.values() for use in fold.uses)
         return {use.scaling for use in uses if use.adapter == str(adapter.path) and use.scaling is not None}
 
-    def report(self, plan: Plan, budget: Budget, renamed: Mapping[str, str]) -> MergeReport:
+    def report(self, plan: Plan, part: Plan | None, budget: Budget, renamed: Mapping[str, str]) -> MergeReport:
         """What is known before anything is written."""
+        written = part or plan
         inputs, folds = self._inputs, self._folds
         base = str(inputs.base.path)
         weights: list[FoldedWeight] = []
@@ -265,14 +275,14 @@ class _Draft:
             base_fingerprint=self._fingerprint,
             adapters=adapters,
             format=next(plan.files()).format,
-            files=tuple(entry.name for entry in plan.entries),
+            files=tuple(entry.name for entry in written.entries),
             weights=tuple(weights),
             copied=tuple(copied),
             cast=tuple(cast),
             dropped=tuple(dropped),
             warnings=(*inputs.base.warnings, *folds.warnings),
-            bytes_read=plan.bytes_read(),
-            bytes_written=plan.bytes_written(),
+            bytes_read=written.bytes_read(),
+            bytes_written=written.bytes_written(),
             peak_memory_bytes=budget.peak_bytes,
             free_disk_bytes=shutil.disk_usage(existing).free,
             seconds=0.0,

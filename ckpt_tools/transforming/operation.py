@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -30,6 +30,7 @@ from ckpt_tools.writing.destination import check_destination, check_room, destin
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.memory import Budget, make_budget
 from ckpt_tools.writing.outputs import Changes, OutputOptions, default_output, plan_output
+from ckpt_tools.writing.parts import parse_ranks, part_of
 from ckpt_tools.writing.plan import Plan
 from ckpt_tools.writing.write import Outcome, execute
 from surgery.errors import MismatchError, NonFiniteError, PetSurgeryError, Problem, UsageError
@@ -57,6 +58,7 @@ def transform(
     format: str = "keep",
     max_shard_size: int | str | None = None,
     names: str = "keep",
+    ranks: str | Iterable[int] | None = None,
     replicated: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
     allow_unused: Sequence[str] = (),
@@ -87,6 +89,8 @@ def transform(
         format: `keep`, `ckpt`, `safetensors`, or `iteration`: a folder of MindFormers' Checkpoint 2.0.
         max_shard_size: Bytes, or a size such as `5GB`: shards of a whole output.
         names: `keep`, `hf`, `mindformers`, or a JSON file of old and new names. The target's strategy has new names.
+        ranks: Write the files of these ranks alone, as `0-63` or numbers, and keep them for a call without `ranks`,
+            which writes what is missing and publishes the output.
         replicated: Patterns of names that the source's strategy may lack, since every rank holds all of them.
         allow_missing: Patterns of names in the target's strategy, or in the source's where the output is whole, that
             the source may lack.
@@ -113,6 +117,7 @@ def transform(
     """
     started = time.monotonic()
     check_executor(executor)
+    selected = None if ranks is None else parse_ranks(ranks)
     _check_words(("--dtype", dtype, _DTYPES), ("--format", format, _FORMATS))
     source = Path(source)
     strategies = _read_strategies(src_strategy, dst_strategy)
@@ -140,11 +145,12 @@ def transform(
         plan = plan_output(opened.base, list(whole.tensors.items()), options, changes)
     else:
         plan = plan_ranks(opened.base, whole.tensors, scattered, options, prefix, metadata)
+    part = part_of(plan, selected, 0 if scattered is None else scattered.strategy.ranks)
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
     inputs = [source, *(strategy.path for strategy in strategies if strategy is not None)]
     inputs += dict.fromkeys(Path(file.path).parent for file in opened.base.sources if opened.ranks)
     check_destination(plan, inputs, force=force)
-    report = _report(source, strategies, opened, whole, scattered, plan, budget)
+    report = _report(source, strategies, opened, whole, scattered, plan, part, budget)
     check_room(path, report.bytes_written, report.free_disk_bytes)
     if not dry_run:
 
@@ -152,9 +158,12 @@ def transform(
             if not allow_nonfinite:
                 _refuse_overflow(outcome, dtype)
 
-        outcome = execute(plan, force=force, budget=budget, progress=progress, approve=approve, executor=executor)
+        outcome = execute(
+            plan, part=part, force=force, budget=budget, progress=progress, approve=approve, executor=executor
+        )
         report = replace(report, resumed=tuple(outcome.resumed))
-    return replace(report, dry_run=dry_run, seconds=time.monotonic() - started)
+    chosen = None if selected is None else str(selected)
+    return replace(report, dry_run=dry_run, ranks=chosen, seconds=time.monotonic() - started)
 
 
 def _check_words(*options: tuple[str, str, tuple[str, ...]]) -> None:
@@ -256,8 +265,10 @@ def _report(
     whole: Gathered,
     scattered: Scattered | None,
     plan: Plan,
+    part: Plan | None,
     budget: Budget,
 ) -> TransformReport:
+    written = part or plan
     existing = next(path for path in (plan.output, *plan.output.absolute().parents) if path.exists())
     kept: list[NamedTensor] = [
         (name, tensor) for name, tensor in whole.tensors.items() if scattered is None or name in scattered.parts
@@ -272,7 +283,7 @@ def _report(
         src_ranks=opened.ranks,
         dst_ranks=0 if scattered is None else scattered.strategy.ranks,
         format=next(plan.files()).format,
-        files=tuple(entry.name for entry in plan.entries),
+        files=tuple(entry.name for entry in written.entries),
         tensors=tuple(
             TransformedTensor(
                 name=name,
@@ -286,8 +297,8 @@ def _report(
         dropped=(*opened.whole.left_out, *(() if scattered is None else scattered.dropped)),
         missing=opened.whole.absent if scattered is None else scattered.missing,
         warnings=opened.base.warnings,
-        bytes_read=plan.bytes_read(),
-        bytes_written=plan.bytes_written(),
+        bytes_read=written.bytes_read(),
+        bytes_written=written.bytes_written(),
         peak_memory_bytes=budget.peak_bytes,
         free_disk_bytes=shutil.disk_usage(existing).free,
         seconds=0.0,

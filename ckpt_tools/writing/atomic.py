@@ -1,32 +1,31 @@
 """Outputs appear whole or not at all: a hidden sibling folder is filled, synced and then renamed into place.
 
-The sibling is `.NAME.pet-surgery` beside the output, so the rename stays on one file system. It is locked while a run
-fills it; what a killed run left there is taken up again where the plan is the same, and removed where it is not.
+    .NAME.pet-surgery/plan.sha256             the digest of the plan that fills it
+    .NAME.pet-surgery/parts/RUN/...           what runs are writing, each in a folder of its own
+    .NAME.pet-surgery/content/...             what is complete, under the names that it will have
+    .NAME.pet-surgery/*.statistics.json       what was measured of complete files
+    .NAME.pet-surgery/kept                    content is of runs of parts of the output, for one that completes it
+
+The sibling lies beside the output, so that renames stay on one file system. `claims` locks it.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_tools.writing.linux import rename_exchange, rename_new
-from surgery.errors import OutputExistsError, OutputLockedError, Problem, ResourceError
+from surgery.errors import OutputExistsError, Problem
 
-__all__ = ["Workspace", "claim_output", "refuse_existing", "sync_folder"]
+__all__ = ["Workspace", "refuse_existing", "sync_folder"]
 
 _DIGEST_FILE = "plan.sha256"
 _CONTENT = "content"
-_PART = ".part"
-_ATTEMPTS = "attempts"
-
-# Where no folder can be made at all (/proc), making one fails as if it had just been removed.
-_LOCK_ATTEMPTS = 100
+_PARTS = "parts"
+_KEPT_MARK = "kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,7 @@ class Workspace:
         is_folder: Whether the output is a folder.
         force: Whether an existing output may be replaced.
         digest: The digest of the plan that fills it.
+        run: Random: what this run writes lies apart from what others write.
     """
 
     folder: Path
@@ -46,39 +46,45 @@ class Workspace:
     is_folder: bool
     force: bool
     digest: str
+    run: str
 
     @property
     def content(self) -> Path:
-        """The folder that holds the output's files."""
+        """The folder that holds the output's complete files."""
         return self.folder / _CONTENT
 
-    def part(self, name: str) -> Path:
-        """Where a file of the output is written until it is complete."""
-        return self.content / (name + _PART)
+    @property
+    def all_parts(self) -> Path:
+        """The folder in which all runs write."""
+        return self.folder / _PARTS
 
-    def attempt(self, key: str) -> Path:
-        """Where another process writes a file until this one takes it over: a place apart from all other attempts.
+    @property
+    def parts(self) -> Path:
+        """The folder in which this run writes."""
+        return self.all_parts / self.run
 
-        A machine that was given up may still be writing. What it writes is of no attempt that counts, and nothing of it
-        is ever among the content.
+    @property
+    def mark(self) -> Path:
+        """The file with the digest."""
+        return self.folder / _DIGEST_FILE
 
-        Args:
-            key: Random; the attempt's name.
+    @property
+    def kept_mark(self) -> Path:
+        """The file that says that what is complete was written by runs of parts, and outlives a run that fails."""
+        return self.folder / _KEPT_MARK
+
+    def new_part(self) -> Path:
+        """A free path, where a file is written until it is complete.
+
+        Another machine that was given up may still be writing to the path that it was given; nobody else gets that one.
         """
-        folder = self.folder / _ATTEMPTS
-        folder.mkdir(exist_ok=True)
-        return folder / key
-
-    def take_over(self, attempt: Path, name: str) -> None:
-        """Make what an attempt wrote and synced the part of a file."""
-        part = self.part(name)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        attempt.rename(part)
+        self.parts.mkdir(parents=True, exist_ok=True)
+        return self.parts / secrets.token_hex(8)
 
     def is_visible(self) -> bool:
         """Whether the hidden folder is the run's own, seen from here: asked by the processes that help it."""
         try:
-            return (self.folder / _DIGEST_FILE).read_text() == self.digest
+            return self.mark.read_bytes() == self.digest.encode()
         except OSError:
             return False
 
@@ -86,9 +92,16 @@ class Workspace:
         """Whether a run before this one, of the same plan, completed the file."""
         return (self.content / name).is_file()
 
-    def complete(self, name: str) -> None:
-        """Give a written and synced file the name that marks it as complete."""
-        self.part(name).rename(self.content / name)
+    def complete(self, part: Path, name: str) -> None:
+        """Give a written and synced part its name among the content, which marks it as complete."""
+        place = self.content / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.rename(place)
+
+    def sync(self) -> None:
+        """Make the names of complete files durable."""
+        for folder in sorted({path.parent for path in self.content.rglob("*")} | {self.content}):
+            sync_folder(folder)
 
     def publish(self) -> None:
         """Put the complete output into its place, in one step.
@@ -96,8 +109,7 @@ class Workspace:
         Raises:
             OutputExistsError: An output appeared in the meantime, and `force` is not set.
         """
-        for folder in sorted({path.parent for path in self.content.rglob("*")} | {self.content}):
-            sync_folder(folder)
+        self.sync()
         new = self.content if self.is_folder else next(self.content.iterdir())
         if not self.force:
             self._publish_new(new)
@@ -121,40 +133,6 @@ class Workspace:
                 new.rename(self.output)
         except FileExistsError as error:
             raise _exists(self.output) from error
-
-
-@contextmanager
-def claim_output(output: Path, digest: str, *, is_folder: bool, force: bool) -> Iterator[Workspace]:
-    """Reserve an output path for one run; whatever happens, nothing hidden is left behind.
-
-    Args:
-        output: The path of the output. Missing folders above it are made.
-        digest: The plan's digest; what a dead run with the same one completed is kept.
-        is_folder: Whether the output is a folder.
-        force: Whether an existing output may be replaced.
-
-    Raises:
-        OutputExistsError: The output exists and `force` is not set.
-        OutputLockedError: Another run is writing it.
-        ResourceError: The folder cannot be made or written to.
-    """
-    output = Path(os.path.realpath(output.parent)) / output.name  # unlike resolve(), fine with a circle of links
-    if not force:
-        refuse_existing(output)
-    hidden = output.parent / f".{output.name}.pet-surgery"
-    made = _make_folders(output.parent)
-    try:
-        descriptor = _lock(hidden)
-        try:
-            workspace = Workspace(hidden, output, is_folder, force, digest)
-            _prepare(workspace)
-            yield workspace
-        finally:
-            # The folder goes before the lock does, so that no other run can find it half removed.
-            shutil.rmtree(hidden, ignore_errors=True)
-            os.close(descriptor)
-    finally:
-        _remove_empty(made)
 
 
 def refuse_existing(output: Path) -> None:
@@ -183,79 +161,4 @@ def sync_folder(folder: Path) -> None:
 def _exists(output: Path) -> OutputExistsError:
     return OutputExistsError(
         Problem(str(output), "it exists already", "a free path", "Choose another with -o, or replace it with --force")
-    )
-
-
-def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder and those above it; returns those that were missing, deepest first."""
-    missing: list[Path] = []
-    try:
-        missing += [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        _remove_empty(missing)
-        raise _refused(folder, error) from error
-    return missing
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
-
-
-def _lock(hidden: Path) -> int:
-    attempts = 0
-    while True:
-        attempts += 1
-        try:
-            hidden.mkdir(exist_ok=True)
-            descriptor = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and attempts < _LOCK_ATTEMPTS:
-                continue  # the run that held it has just removed it
-            raise _refused(hidden.parent, error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise OutputLockedError(
-                Problem(str(hidden), "another run holds it", "an output that no other run is writing", "Wait for it")
-            ) from error
-        except OSError as error:
-            # File systems without locks (some Lustre and NFS mounts) still get all of the other guarantees.
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                os.close(descriptor)
-                raise
-        if _is_still(hidden, descriptor):
-            return descriptor
-        os.close(descriptor)
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _prepare(workspace: Workspace) -> None:
-    marker = workspace.folder / _DIGEST_FILE
-    try:
-        if not (marker.is_file() and marker.read_bytes() == workspace.digest.encode()):
-            for path in workspace.folder.iterdir():
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        for path in workspace.content.rglob("*" + _PART):
-            path.unlink()
-        if (workspace.folder / _ATTEMPTS).exists():
-            shutil.rmtree(workspace.folder / _ATTEMPTS)
-        workspace.content.mkdir(exist_ok=True)
-        marker.write_text(workspace.digest)
-    except OSError as error:
-        raise _refused(workspace.folder, error) from error
-
-
-def _refused(folder: Path, error: OSError) -> ResourceError:
-    return ResourceError(
-        Problem(str(folder), (error.strerror or str(error)).lower(), "a folder that can be written to", "Choose -o")
     )

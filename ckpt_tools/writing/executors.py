@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from ckpt_tools.progress import Progress
@@ -106,10 +107,10 @@ def connect_executor(executor: str) -> Executor:
     return connect_ray(executor if executor.startswith(_RAY_SCHEME) else None)
 
 
-def keep_file(workspace: Workspace, written: Written) -> None:
-    """Make a part of a workspace a complete file, with what was measured for a run that takes it over."""
+def keep_file(workspace: Workspace, part: Path, written: Written) -> None:
+    """Make a part a complete file of the workspace, with what was measured for a run that takes it over."""
     save_measured(workspace, written.name, written.measured)
-    workspace.complete(written.name)
+    workspace.complete(part, written.name)
 
 
 class _Threads:
@@ -127,15 +128,12 @@ class _Threads:
 
         def keep(job: FileJob) -> None:
             result = Written(job.entry.name, job.size, job.measured())
-            keep_file(workspace, result)
+            keep_file(workspace, job.part, result)
             written.append(result)
 
         for start in range(0, len(files), _OPEN_FILES):
-            jobs = []
-            for file in files[start : start + _OPEN_FILES]:
-                part = workspace.part(file.name)
-                part.parent.mkdir(parents=True, exist_ok=True)
-                jobs.append(FileJob(file, part, budget, progress, keep))
+            batch = files[start : start + _OPEN_FILES]
+            jobs = [FileJob(file, workspace.new_part(), budget, progress, keep) for file in batch]
             fill_files(jobs, budget, held)
         return written
 

@@ -56,7 +56,7 @@ class FileJob:
         self, entry: OutputFile, part: Path, budget: Budget, progress: Progress, keep: Callable[[FileJob], None]
     ) -> None:
         self.entry = entry
-        self._part = part
+        self.part = part
         self._budget = budget
         self._progress = progress
         self._keep = keep
@@ -123,7 +123,7 @@ class FileJob:
         """The file's descriptor; the first call makes the file."""
         with self._lock:
             if self._descriptor < 0:
-                self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                self._descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
                 preallocate(self._descriptor, self.size)
             return self._descriptor
 

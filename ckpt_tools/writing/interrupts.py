@@ -13,18 +13,20 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["NOTHING_WRITTEN", "HeldInterrupts", "hold_interrupts"]
-
-NOTHING_WRITTEN = "nothing was written"
-"""What an interruption means until an output is published."""
+__all__ = ["HeldInterrupts", "hold_interrupts"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class HeldInterrupts:
-    """What signal handlers raised meanwhile; the handlers themselves ran at once."""
+    """What signal handlers raised meanwhile; the handlers themselves ran at once.
 
-    def __init__(self) -> None:
+    Args:
+        consequence: What an interruption means for the user; the argument of a KeyboardInterrupt that has none.
+    """
+
+    def __init__(self, consequence: str = "nothing was written") -> None:
+        self.consequence = consequence
         self._raised: BaseException | None = None
 
     @property
@@ -32,17 +34,13 @@ class HeldInterrupts:
         """Whether the run should end; cheap, and for any thread."""
         return self._raised is not None
 
-    def raise_pending(self, consequence: str) -> None:
-        """Raise what is held back, if something is.
-
-        Args:
-            consequence: What the interruption means for the user; the argument of a KeyboardInterrupt that has none.
-        """
+    def raise_pending(self) -> None:
+        """Raise what is held back, if something is."""
         raised, self._raised = self._raised, None
         if raised is None:
             return
         if isinstance(raised, KeyboardInterrupt) and not raised.args:
-            raised.args = (consequence,)
+            raised.args = (self.consequence,)
         raise raised
 
     def _guard(self, handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:
@@ -56,14 +54,11 @@ class HeldInterrupts:
 
 
 @contextmanager
-def hold_interrupts(consequence: str) -> Iterator[HeldInterrupts]:
+def hold_interrupts() -> Iterator[HeldInterrupts]:
     """Hold back what the handlers of SIGINT, SIGTERM and SIGHUP raise, until `raise_pending` or the end of the block.
 
     Signals without a handler in Python keep their effect. In other threads than the main one this does nothing, as
-    Python runs no handlers there.
-
-    Args:
-        consequence: As of `raise_pending`, for what is still held back when the block ends without an error.
+    Python runs no handlers there. Whoever holds them says what an interruption means by then.
     """
     held = HeldInterrupts()
     before = {}
@@ -77,4 +72,4 @@ def hold_interrupts(consequence: str) -> Iterator[HeldInterrupts]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    held.raise_pending(consequence)
+    held.raise_pending()

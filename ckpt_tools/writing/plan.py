@@ -6,14 +6,15 @@ Plans are pure: making, printing, digesting and pickling one does no I/O. `ckpt_
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckpt_tools.formats.ckpt import crc_trailer, layout_ckpt
 from ckpt_tools.formats.model import FileLayout, NamedTensor
 from ckpt_tools.formats.safetensors import layout_safetensors
-from ckpt_tools.tensors.lazy import ByteRun, LazyTensor
+from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Region, full_region, region_shape
 from ckpt_tools.tensors.sources import Source
 from ckpt_tools.tensors.views import Sliced
 from surgery.version import __version__
@@ -31,6 +32,7 @@ class OutputFile:
         tensors: What it holds, in order.
         metadata: Strings beside the tensors; `.ckpt` has no place for them.
         crc: Whether a `.ckpt` ends with a CRC-32 trailer.
+        rank: The rank whose slices it holds; None for a file that is no rank's.
     """
 
     name: str
@@ -38,6 +40,7 @@ class OutputFile:
     tensors: tuple[NamedTensor, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
     crc: bool = False
+    rank: int | None = None
 
     def layout(self) -> FileLayout:
         """Where every byte of the file comes from.
@@ -91,6 +94,10 @@ class Plan:
         """The checkpoint files."""
         return (entry for entry in self.entries if isinstance(entry, OutputFile))
 
+    def of_ranks(self, ranks: Container[int]) -> Plan:
+        """The part of this plan that is the files of some ranks; what makes the output complete is in no part."""
+        return replace(self, entries=tuple(file for file in self.files() if file.rank in ranks))
+
     def tensors(self) -> Iterator[NamedTensor]:
         """All tensors of all files."""
         for file in self.files():
@@ -99,17 +106,21 @@ class Plan:
     def sources(self) -> set[Source]:
         """Every file that is read."""
         found = {entry.source for entry in self.entries if isinstance(entry, OutputCopy)}
-        for tensor in self._wholes():
+        for tensor, _ in self._wholes():
             files = tensor.files()
             found.update((run.source for run in tensor.sources()) if files is None else files)
         return found
 
     def bytes_read(self) -> int:
-        """Bytes of the inputs that are read, each once."""
+        """Bytes of the inputs that are read, each once; of a tensor that is wanted in part, as large a part."""
         total = sum(entry.source.size for entry in self.entries if isinstance(entry, OutputCopy))
         runs: set[ByteRun] = set()
-        for tensor in self._wholes():
-            if tensor.files() is None:
+        for tensor, regions in self._wholes():
+            wanted = sum(math.prod(region_shape(region)) for region in regions)
+            if wanted < tensor.size:
+                size = tensor.nbytes if tensor.files() is not None else _union(set(tensor.sources()))
+                total += -(-size * wanted // tensor.size)
+            elif tensor.files() is None:
                 runs.update(tensor.sources())
             else:
                 total += tensor.nbytes
@@ -127,15 +138,13 @@ class Plan:
             digest.update(f"{_text(entry, known)}\n".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
-    def _wholes(self) -> Iterable[LazyTensor]:
-        """All tensors; one of which many files hold a slice once."""
-        return {id(whole): whole for whole in (_unsliced(tensor) for _, tensor in self.tensors())}.values()
-
-
-def _unsliced(tensor: LazyTensor) -> LazyTensor:
-    while isinstance(tensor, Sliced):
-        tensor = tensor.source
-    return tensor
+    def _wholes(self) -> Iterable[tuple[LazyTensor, set[Region]]]:
+        """All tensors, one of which many files hold a slice once, and the rectangles of it that are wanted."""
+        found: dict[int, tuple[LazyTensor, set[Region]]] = {}
+        for _, tensor in self.tensors():
+            whole, region = (tensor.source, tensor.region) if isinstance(tensor, Sliced) else (tensor, None)
+            found.setdefault(id(whole), (whole, set()))[1].add(full_region(whole.shape) if region is None else region)
+        return found.values()
 
 
 def _text(entry: Entry, known: dict[int, str]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
@@ -21,7 +20,7 @@ from typing import Any
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.writing.atomic import Workspace
 from ckpt_tools.writing.executors import Written, keep_file
-from ckpt_tools.writing.interrupts import NOTHING_WRITTEN, HeldInterrupts
+from ckpt_tools.writing.interrupts import HeldInterrupts
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputFile
 from ckpt_tools.writing.ray_tasks import Attempt, Crew, Lost, Tally, first_line
@@ -84,11 +83,11 @@ class RayExecutor:
     ) -> list[Written]:
         tally = None if progress is SILENT else Tally(self._ray, progress)
         crew = Crew(self._ray, workspace, budget, tally, owns_processes=self._is_own)
-        waiting = deque(Attempt(file, 1, workspace.attempt(secrets.token_hex(8))) for file in files)
+        waiting = deque(Attempt(file, 1, workspace.new_part()) for file in files)
         written: list[Written] = []
         try:
             while waiting or crew.running:
-                held.raise_pending(NOTHING_WRITTEN)
+                held.raise_pending()
                 while waiting and crew.has_room():
                     crew.give(waiting.popleft())
                 for attempt, answer in crew.answers():
@@ -111,10 +110,9 @@ class RayExecutor:
 
     def _take_over(self, workspace: Workspace, attempt: Attempt, written: Written) -> None:
         try:
-            workspace.take_over(attempt.part, written.name)
+            keep_file(workspace, attempt.part, written)
         except FileNotFoundError as error:
             raise not_shared(attempt.part, "this machine, though a Ray node wrote it") from error
-        keep_file(workspace, written)
 
 
 def connect_ray(address: str | None) -> RayExecutor:
@@ -197,4 +195,4 @@ def _next_attempt(attempt: Attempt, lost: Lost, workspace: Workspace) -> Attempt
                 "See that node's logs. Where memory ran out, lower --threads or --max-memory",
             )
         )
-    return replace(attempt, number=attempt.number + 1, part=workspace.attempt(secrets.token_hex(8)))
+    return replace(attempt, number=attempt.number + 1, part=workspace.new_part())

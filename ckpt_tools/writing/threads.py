@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from threadpoolctl import threadpool_limits
 
 from ckpt_tools.writing.file_job import FileJob, Task, share_tasks
-from ckpt_tools.writing.interrupts import NOTHING_WRITTEN, HeldInterrupts
+from ckpt_tools.writing.interrupts import HeldInterrupts
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.sharing import find_shares
 
@@ -56,11 +56,11 @@ def _run_bounded(pool: ThreadPoolExecutor, tasks: Iterable[Task], limit: int, he
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
-            held.raise_pending(NOTHING_WRITTEN)
+            held.raise_pending()
             running.add(pool.submit(guarded, task))
         for future in running:
             future.result()
-        held.raise_pending(NOTHING_WRITTEN)
+        held.raise_pending()
     except BaseException:
         stop.set()
         raise

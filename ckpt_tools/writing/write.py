@@ -12,11 +12,12 @@ from pathlib import Path
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.tensors.lazy import Statistics
 from ckpt_tools.tensors.sources import check_unchanged, close_sources
-from ckpt_tools.writing.atomic import Workspace, claim_output
+from ckpt_tools.writing.atomic import Workspace
+from ckpt_tools.writing.claims import claim_output, claim_part
 from ckpt_tools.writing.copying import Copy, copy_range, write_at
 from ckpt_tools.writing.executors import Executor, connect_executor
 from ckpt_tools.writing.file_job import Measured, add_up, load_measured
-from ckpt_tools.writing.interrupts import NOTHING_WRITTEN, HeldInterrupts, hold_interrupts
+from ckpt_tools.writing.interrupts import HeldInterrupts, hold_interrupts
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputBytes, OutputCopy, OutputFile, Plan
 from surgery.errors import Problem, ResourceError
@@ -52,6 +53,7 @@ class Outcome:
 def execute(
     plan: Plan,
     *,
+    part: Plan | None = None,
     force: bool = False,
     budget: Budget | None = None,
     progress: Progress = SILENT,
@@ -62,6 +64,8 @@ def execute(
 
     Args:
         plan: What to write.
+        part: Some of its files: they are completed, and kept for a run of the whole plan, which takes them over and
+            publishes the output. Runs of parts may work at the same time, also on several machines.
         force: Replace an existing output.
         budget: Threads and memory; by default a thread for each core.
         progress: What is told how far it is.
@@ -69,19 +73,23 @@ def execute(
         executor: Who fills the files: `local`, `ray` or `ray://HOST:PORT`. The bytes are the same.
 
     Raises:
-        OutputExistsError: The output exists and `force` is not set, or another run writes it.
+        OutputExistsError: The output exists and `force` is not set, another run writes it, or parts of another plan
+            were completed for it.
         ResourceError: The disk is full, or an I/O call failed; a cluster does not answer, or keeps losing workers.
         InputChangedError: An input was modified meanwhile.
         KeyboardInterrupt: The run was interrupted; its argument says whether the output was published.
     """
     budget = budget or Budget()
     outcome = Outcome()
-    claim = claim_output(plan.output, plan.digest(), is_folder=plan.is_folder, force=force)
+    claim_it = claim_output if part is None else claim_part
+    claim = claim_it(plan.output, plan.digest(), is_folder=plan.is_folder, force=force)
     filler = connect_executor(executor)  # which may take a while, and nothing is there yet that would have to go
-    with hold_interrupts("the output is complete") as held, closing(filler), claim as workspace:
+    with hold_interrupts() as held, closing(filler), claim as workspace:
+        if part is not None:
+            held.consequence = "what was complete is kept"
         try:
-            _write_entries(plan, workspace, filler, budget, progress, outcome, held)
-            for source in plan.sources():
+            _write_entries(part or plan, workspace, filler, budget, progress, outcome, held)
+            for source in (part or plan).sources():
                 check_unchanged(source)
         except OSError as error:
             raise _failed(plan.output, error) from error
@@ -89,11 +97,13 @@ def execute(
             progress.finish()
             close_sources()
         approve(outcome)
-        held.raise_pending(NOTHING_WRITTEN)
+        held.raise_pending()
         try:
-            workspace.publish()
+            workspace.sync() if part is not None else workspace.publish()
         except OSError as error:
             raise _failed(plan.output, error) from error
+        if part is None:
+            held.consequence = "the output is complete"
     return outcome
 
 
@@ -133,13 +143,12 @@ def _write_entries(
         outcome.add(measured[file.name])  # in the plan's order, whichever was done first
     for entry in plan.entries:
         if not isinstance(entry, OutputFile):
-            held.raise_pending(NOTHING_WRITTEN)
+            held.raise_pending()
             outcome.bytes_written += _write_companion(workspace, entry)
 
 
 def _write_companion(workspace: Workspace, entry: OutputBytes | OutputCopy) -> int:
-    part = workspace.part(entry.name)
-    part.parent.mkdir(parents=True, exist_ok=True)
+    part = workspace.new_part()
     with part.open("xb", buffering=0) as file:
         if isinstance(entry, OutputBytes):
             size = len(entry.data)
@@ -148,5 +157,5 @@ def _write_companion(workspace: Workspace, entry: OutputBytes | OutputCopy) -> i
             size = entry.source.size
             copy_range(Copy(entry.source, 0, 0, size), file.fileno())
         os.fsync(file.fileno())
-    workspace.complete(entry.name)
+    workspace.complete(part, entry.name)
     return size

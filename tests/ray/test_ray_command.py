@@ -96,7 +96,7 @@ def test_sigterm_behind_which_ray_has_a_handler_ends_the_run_with_130_and_leaves
     save(tmp_path / "lora.safetensors", {f"{name[:-7]}.lora_{x}": f for name in base for x, f in (("a", a), ("b", b))})
     arguments = (tmp_path / "base", tmp_path / "lora.safetensors", *ALPHA, "-o", tmp_path / "out")
     process = start_pet_merge(*arguments, "--executor", "ray")
-    wait_until(lambda: any((tmp_path / ".out.pet-surgery" / "attempts").glob("*")), process)
+    wait_until(lambda: any((tmp_path / ".out.pet-surgery" / "parts").glob("*/*")), process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err.strip()) == (130, "error: interrupted; nothing was written")

@@ -21,7 +21,7 @@ from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.tensors.lazy import ByteRun, Stored
 from ckpt_tools.tensors.sources import open_source
 from ckpt_tools.writing import ray_tasks
-from ckpt_tools.writing.atomic import claim_output
+from ckpt_tools.writing.claims import claim_output
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputBytes, OutputCopy, Plan
 from ckpt_tools.writing.write import execute
@@ -213,8 +213,8 @@ def test_files_that_a_killed_run_completed_are_taken_over(tmp_path: Path, folder
     with claim_output(plan.output, plan.digest(), is_folder=True, force=False):
         (hidden / "content" / "x.safetensors").write_bytes((tmp_path / "one" / "x.safetensors").read_bytes())
         (hidden / "x.safetensors.statistics.json").write_text("{}")
-        (hidden / "attempts").mkdir()
-        (hidden / "attempts" / "of a lost worker").write_text("half")
+        (hidden / "parts" / "of a killed run").mkdir(parents=True)
+        (hidden / "parts" / "of a killed run" / "of a lost worker").write_text("half")
         hidden.rename(tmp_path / "kept")
     (tmp_path / "kept").rename(hidden)
     outcome = execute(plan, executor="ray", budget=Budget(2))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import Command, Outcome, environment, run_here, wait_until
-from merge_cases import add_crc, contents, random, save, tree
+from merge_cases import add_crc, contents, names_of, random, save, tree
 from rank_folders import assert_same_arrays, read_arrays, strategy_of
 from transform_cases import ROWS, TENSORS, Held, write_case
 
@@ -61,6 +61,19 @@ def test_a_transform_prints_a_summary_and_exits_0(tmp_path: Path) -> None:
     assert lines[2] == "  tensors    4; 3 of them cut otherwise"
     assert "2 files" in lines[3]
     assert len(lines) == 4
+
+
+def test_a_part_says_what_is_kept_and_the_last_call_what_it_took_over(command: Command, tmp_path: Path) -> None:
+    code, out, err = command(*BOTH, "-o", "out", "--ranks", "1")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == (
+        "  kept       ranks 1, for the same command without --ranks, which publishes the output"
+    )
+    assert names_of(tmp_path) == [".out.pet-surgery", "dst.ckpt", "in", "src.ckpt"]
+    code, out, err = command(*BOTH, "-o", "out")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "  took over  1 file that earlier runs completed"
+    assert names_of(tmp_path) == ["dst.ckpt", "in", "out", "src.ckpt"]
 
 
 def test_json_is_one_line_on_stdout_and_warnings_go_to_stderr(command: Command, tmp_path: Path) -> None:
@@ -168,6 +181,25 @@ def large(folder: Path) -> Path:
     tensors = {f"{number}.weight": random(number, 1024, 1024) for number in range(8)}
     source, target = (strategy_of({name: Layout((count,), ROWS) for name in tensors}) for count in (2, 8))
     return write_case(folder, tensors=tensors, source=source, target=target)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_part_that_was_cut_off_keeps_what_was_complete(tmp_path: Path, number: int) -> None:
+    large(tmp_path)
+    process = start(tmp_path, *BOTH, "-o", "out", "--threads", "1", "--ranks", "0-7")
+    hidden = tmp_path / ".out.pet-surgery"
+    wait_until(lambda: any(hidden.rglob("checkpoint_*.ckpt")), process)
+    process.send_signal(number)
+    code, _, err = finish(process)
+    if number == signal.SIGINT:
+        assert (code, err.strip()) == (130, "error: interrupted; what was complete is kept")
+        assert not list(hidden.glob("parts/*"))
+    assert not (tmp_path / "out").exists()
+    done = {str(path.relative_to(hidden / "content")) for path in hidden.rglob("checkpoint_*.ckpt")}
+    code, out, err = finish(start(tmp_path, *BOTH, "-o", "out", "--json"))
+    assert (code, err) == (0, "")
+    assert set(json.loads(out)["resumed"]) == done
+    assert len(list((tmp_path / "out").rglob("*.ckpt"))) == 8
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from ckpt_tools.writing import atomic
-from ckpt_tools.writing.atomic import Workspace, claim_output, refuse_existing, sync_folder
+from ckpt_tools.writing.atomic import Workspace, refuse_existing, sync_folder
+from ckpt_tools.writing.claims import claim_output
 from ckpt_tools.writing.plan import OutputBytes, OutputFile, Plan
 from ckpt_tools.writing.write import execute
 from surgery.errors import OutputExistsError, OutputLockedError, ResourceError
@@ -22,8 +23,9 @@ from surgery.errors import OutputExistsError, OutputLockedError, ResourceError
 
 def fill(workspace: Workspace, data: bytes = b"new") -> None:
     name = "inside" if workspace.is_folder else workspace.output.name
-    workspace.part(name).write_bytes(data)
-    workspace.complete(name)
+    part = workspace.new_part()
+    part.write_bytes(data)
+    workspace.complete(part, name)
 
 
 def write(output: Path, *, is_folder: bool = False, force: bool = False, digest: str = "d") -> None:
@@ -247,12 +249,14 @@ def leave(folder: Path, digest: bytes) -> None:
     (hidden / "content" / "deep").mkdir(parents=True)
     (hidden / "plan.sha256").write_bytes(digest)
     (hidden / "content" / "done").write_bytes(b"done")
-    (hidden / "content" / "deep" / "half.part").write_bytes(b"half")
+    (hidden / "parts" / "of a dead run").mkdir(parents=True)
+    (hidden / "parts" / "of a dead run" / "half").write_bytes(b"half")
     (hidden / "link").symlink_to(folder / "precious")
 
 
 def left_for(folder: Path, digest: str) -> list[str]:
     with claim_output(folder / "out", digest, is_folder=True, force=False) as workspace:
+        assert not workspace.all_parts.exists()
         return sorted(str(p.relative_to(workspace.content)) for p in workspace.content.rglob("*") if p.is_file())
 
 
@@ -319,8 +323,8 @@ def test_all_folders_of_an_output_are_synced_before_it_is_published_and_the_one_
 
     monkeypatch.setattr(atomic, "sync_folder", sync)
     with claim_output(tmp_path / "out", "d", is_folder=True, force=False) as workspace:
-        workspace.part("rank_0/x").parent.mkdir()
-        workspace.part("rank_0/x").write_bytes(b"")
-        workspace.complete("rank_0/x")
+        part = workspace.new_part()
+        part.write_bytes(b"")
+        workspace.complete(part, "rank_0/x")
         workspace.publish()
     assert synced == [("content", False), ("rank_0", False), (tmp_path.name, True)]

@@ -14,7 +14,8 @@ from ray_cases import Ones
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored
 from ckpt_tools.tensors.sources import Source, open_source
-from ckpt_tools.writing.atomic import Workspace, claim_output
+from ckpt_tools.writing.atomic import Workspace
+from ckpt_tools.writing.claims import claim_output
 from ckpt_tools.writing.executors import Written
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputFile
@@ -24,7 +25,7 @@ from surgery.errors import InputChangedError, NonFiniteError, ResourceError
 
 def order_for(workspace: Workspace, tensor: LazyTensor) -> Order:
     file = OutputFile("rank_0/x.safetensors", "safetensors", (("w", tensor),))
-    return Order(workspace, workspace.attempt("0"), Budget(2, 100), file)
+    return Order(workspace, workspace.new_part(), Budget(2, 100), file)
 
 
 def stored_in(source: Source) -> Stored:
@@ -41,8 +42,7 @@ def test_a_file_is_written_where_the_order_says_and_nowhere_else(tmp_path: Path)
         assert answer.size == order.part.stat().st_size == order.file.nbytes()
         assert order.part.read_bytes().endswith(array.tobytes())
         assert list(workspace.content.rglob("*")) == []
-        workspace.take_over(order.part, answer.name)
-        workspace.complete(answer.name)
+        workspace.complete(order.part, answer.name)
         assert workspace.is_complete("rank_0/x.safetensors")
 
 

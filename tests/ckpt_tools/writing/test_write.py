@@ -218,7 +218,8 @@ def test_what_a_killed_run_completed_is_taken_over(tmp_path: Path) -> None:
 
     def complete(hidden: Path) -> None:
         (hidden / "content" / "0.ckpt").write_bytes(b"of the killed run")
-        (hidden / "content" / "1.ckpt.part").write_bytes(b"half")
+        (hidden / "parts" / "of the killed run").mkdir(parents=True)
+        (hidden / "parts" / "of the killed run" / "1.ckpt").write_bytes(b"half")
         (hidden / "0.ckpt.statistics.json").write_text(json.dumps(measured))
 
     dead_run(plan, complete)
