@@ -198,6 +198,7 @@ class TransformReport:
         resumed: Files that a killed run of the same plan, or runs of `ranks`, had completed.
         ranks: The ranks whose files were written, as `0-63`, where the output is left to other runs; else None. Then
             `files`, `bytes_read` and `bytes_written` are of these alone.
+        crc_checked: Paths of the source's files whose CRC-32 was checked, before the writing or on the way.
         version: This tool's version.
         command: `transform`.
     """
@@ -223,6 +224,7 @@ class TransformReport:
     seconds: float
     resumed: tuple[str, ...] = ()
     ranks: str | None = None
+    crc_checked: tuple[str, ...] = ()
     version: str = ""
     command: str = field(default="transform")
 

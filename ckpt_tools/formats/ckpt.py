@@ -7,7 +7,7 @@ zeros) or too long (it cuts), names that come twice, slices that are mixed up, a
 from __future__ import annotations
 
 import os
-import zlib
+from functools import partial
 from pathlib import Path
 
 from ckpt_tools.formats.ckpt_assembly import TensorAssembly
@@ -16,6 +16,7 @@ from ckpt_tools.formats.ckpt_values import CRC_MAGIC, TRAILER_BYTES, Trailer, Va
 from ckpt_tools.formats.ckpt_wire import WireReader
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.progress import SILENT, Progress
+from ckpt_tools.tensors.crc import CrcPieces, crc32
 from ckpt_tools.tensors.sources import Source, open_source, read_exactly, read_into
 from surgery.errors import CorruptInputError, EncryptedInputError, Problem, UnknownFormatError
 
@@ -23,6 +24,7 @@ __all__ = [
     "CRC_MAGIC",
     "SLICE_BYTES",
     "check_crc",
+    "check_read_crc",
     "crc_trailer",
     "layout_ckpt",
     "looks_like_ckpt",
@@ -30,6 +32,9 @@ __all__ = [
 ]
 
 _CHUNK_BYTES = 2**20
+
+# What of a file that is read whole may be left: headers, and tensors that are read of another rank.
+_HEADERS_BYTES = 2**16
 
 # The first four bytes of an encrypted block are the little-endian numbers 7F3A5ED8 (AES-GCM), D9 (AES-CBC), DA
 # (SM4-CBC): all share the upper three.
@@ -115,11 +120,36 @@ def check_crc(source: Source, expected: int, progress: Progress = SILENT) -> Non
         while offset < end:
             chunk = buffer[: min(_CHUNK_BYTES, end - offset)]
             read_into(source, offset, chunk)
-            crc = zlib.crc32(chunk, crc)
+            crc = crc32(chunk, crc)
             offset += len(chunk)
             progress.advance(len(chunk))
     finally:
         progress.finish()
+    _compare_crc(source, crc, expected)
+
+
+def check_read_crc(source: Source, expected: int, pieces: CrcPieces) -> bool:
+    """Compare the CRC-32 of what was read of a file with what its trailer promises, if all of it was read.
+
+    Args:
+        source: A file with a trailer.
+        expected: What `Checkpoint.crc` has for it.
+        pieces: What was read. What little is missing, as are headers, is read now.
+
+    Returns:
+        Whether it was checked: not where a good part of the file was not read.
+
+    Raises:
+        CorruptInputError: The bytes are not the ones that were saved.
+    """
+    length = source.size - TRAILER_BYTES
+    crc = pieces.whole(length, partial(read_exactly, source), _HEADERS_BYTES + length // 32)
+    if crc is not None:
+        _compare_crc(source, crc, expected)
+    return crc is not None
+
+
+def _compare_crc(source: Source, crc: int, expected: int) -> None:
     if crc != expected:
         remedy = "The file changed after it was saved: copy it again from where it was saved"
         raise CorruptInputError(Problem(source.path, f"CRC-32 {crc:08x}", f"{expected:08x} as its end states", remedy))

@@ -6,14 +6,27 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckpt_tools.tensors.crc import CrcPieces, Piece
 from surgery.errors import CorruptInputError, InputChangedError, InputMissingError, Problem, ResourceError
 
-__all__ = ["Source", "check_unchanged", "open_source", "opened", "read_exactly", "read_into"]
+__all__ = [
+    "Source",
+    "add_reads",
+    "check_unchanged",
+    "close_sources",
+    "is_watched",
+    "open_source",
+    "opened",
+    "read_exactly",
+    "read_into",
+    "watch_reads",
+    "watched_paths",
+]
 
 _MAX_OPEN_FILES = 128
 
@@ -141,6 +154,49 @@ def read_into(source: Source, offset: int, buffer: memoryview) -> None:
             if count == 0:
                 raise _changed(source)
             done += count
+    for pieces in _WATCHED.get(source, ()):
+        pieces.add(offset, buffer)
+
+
+# Several operations of one process may read the same file.
+_WATCHED: dict[Source, list[CrcPieces]] = {}
+_WATCHED_LOCK = threading.Lock()
+
+
+@contextmanager
+def watch_reads(sources: Iterable[Source]) -> Iterator[Mapping[Source, CrcPieces]]:
+    """Take note of the CRC-32 of all that is read of some files within a block, by whatever thread."""
+    watched = {source: CrcPieces() for source in sources}
+    with _WATCHED_LOCK:
+        for source, pieces in watched.items():
+            _WATCHED[source] = [*_WATCHED.get(source, ()), pieces]
+    try:
+        yield watched
+    finally:
+        with _WATCHED_LOCK:
+            for source, pieces in watched.items():
+                left = [other for other in _WATCHED[source] if other is not pieces]
+                if left:
+                    _WATCHED[source] = left
+                else:
+                    del _WATCHED[source]
+
+
+def is_watched(source: Source) -> bool:
+    """Whether what is read of a file is taken note of, so that the kernel alone must not copy it."""
+    return source in _WATCHED
+
+
+def watched_paths() -> frozenset[str]:
+    """The paths of these files."""
+    return frozenset(source.path for source in _WATCHED)
+
+
+def add_reads(reads: Mapping[str, Sequence[Piece]]) -> None:
+    """Take note of what another process read, by the paths of the files."""
+    for source, notes in [(source, notes) for source, notes in _WATCHED.items() if source.path in reads]:
+        for pieces in notes:
+            pieces.add_pieces(reads[source.path])
 
 
 def read_exactly(source: Source, offset: int, length: int) -> bytearray:

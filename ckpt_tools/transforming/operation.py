@@ -97,7 +97,8 @@ def transform(
         allow_unused: Patterns of names in the source that a strategy may lack; they are left out.
         allow_nonfinite: Accept values that `dtype` cannot hold: they become Inf.
         check_replicas: Compare everything that the source holds more than once.
-        check_crc: Check the CRC-32 of files that have one; costs a read of them.
+        check_crc: Check the CRC-32 of all files that have one, before anything is written; costs a read of them.
+            Otherwise it is checked of those that are read whole for the output.
         force: Replace an existing output.
         dry_run: Plan and check, write nothing.
         threads: By default one for each core.
@@ -122,8 +123,7 @@ def transform(
     source = Path(source)
     strategies = _read_strategies(src_strategy, dst_strategy)
     opened = open_whole(source, strategies[0], step=step, replicated=replicated, may_leave_out=_matches(allow_unused))
-    if check_crc:
-        _check_crcs(opened, progress)
+    checked = _check_crcs(opened, progress) if check_crc else []
     whole = opened.whole
     problems = compare_replicas(whole.replicas, progress) if check_replicas else compare_unlisted(whole, progress)
     if strategies[1] is None:
@@ -159,11 +159,20 @@ def transform(
                 _refuse_overflow(outcome, dtype)
 
         outcome = execute(
-            plan, part=part, force=force, budget=budget, progress=progress, approve=approve, executor=executor
+            plan,
+            part=part,
+            force=force,
+            budget=budget,
+            progress=progress,
+            crc={} if check_crc else opened.base.crc,
+            approve=approve,
+            executor=executor,
         )
+        checked += outcome.checked
         report = replace(report, resumed=tuple(outcome.resumed))
     chosen = None if selected is None else str(selected)
-    return replace(report, dry_run=dry_run, ranks=chosen, seconds=time.monotonic() - started)
+    report = replace(report, ranks=chosen, crc_checked=tuple(checked))
+    return replace(report, dry_run=dry_run, seconds=time.monotonic() - started)
 
 
 def _check_words(*options: tuple[str, str, tuple[str, ...]]) -> None:
@@ -220,9 +229,11 @@ def _matches(patterns: Sequence[str]) -> Callable[[str], bool]:
     return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _check_crcs(opened: Opened, progress: Progress) -> None:
+def _check_crcs(opened: Opened, progress: Progress) -> list[str]:
+    """Check the CRCs of all files that have one; their paths."""
     for file, expected in opened.base.crc.items():
         check_crc(file, expected, progress)
+    return [file.path for file in opened.base.crc]
 
 
 def _metadata(source: Path, opened: Opened) -> dict[str, str]:

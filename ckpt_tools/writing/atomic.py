@@ -98,6 +98,10 @@ class Workspace:
         place.parent.mkdir(parents=True, exist_ok=True)
         part.rename(place)
 
+    def discard(self, name: str) -> None:
+        """Remove a complete file, which turned out to be none."""
+        (self.content / name).unlink(missing_ok=True)
+
     def sync(self) -> None:
         """Make the names of complete files durable."""
         for folder in sorted({path.parent for path in self.content.rglob("*")} | {self.content}):

@@ -215,7 +215,7 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def _has_content(workspace: Workspace) -> bool:
-    return workspace.content.is_dir() and any(workspace.content.iterdir())
+    return any(path.is_file() for path in workspace.content.rglob("*"))
 
 
 def _prepare(workspace: Workspace, *, is_alone: bool, is_kept: bool = False) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ckpt_tools.formats.model import Payload
 from ckpt_tools.tensors.lazy import LazyTensor
-from ckpt_tools.tensors.sources import Source, opened, read_exactly
+from ckpt_tools.tensors.sources import Source, is_watched, opened, read_exactly
 from ckpt_tools.writing.linux import start_writeback
 
 __all__ = ["WRITEBACK_BYTES", "Copy", "coalesce", "copies_of", "copy_range", "group", "write_at"]
@@ -90,7 +90,7 @@ def group(copies: Iterable[Copy]) -> Iterator[list[Copy]]:
 
 
 def copy_range(piece: Copy, target: int) -> None:
-    """Copy in the kernel where it can, else by reading and writing.
+    """Copy in the kernel where it can and nobody has to see the bytes, else by reading and writing.
 
     Raises:
         InputChangedError: The input ended before its time.
@@ -98,7 +98,7 @@ def copy_range(piece: Copy, target: int) -> None:
     """
     done = 0
     with opened(piece.source) as descriptor:
-        while done < piece.length:
+        while done < piece.length and not is_watched(piece.source):
             try:
                 count = os.copy_file_range(
                     descriptor, target, piece.length - done, piece.source_offset + done, piece.offset + done

@@ -6,12 +6,13 @@ The run itself (its lock, what it resumes, companions, publishing) is `write`'s,
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from ckpt_tools.progress import Progress
+from ckpt_tools.tensors.crc import Piece
 from ckpt_tools.writing.atomic import Workspace
 from ckpt_tools.writing.file_job import FileJob, Measured, save_measured
 from ckpt_tools.writing.interrupts import HeldInterrupts
@@ -36,11 +37,13 @@ class Written:
         name: Its name in the plan.
         size: Bytes.
         measured: What was measured of its computed tensors.
+        read: What another process read for it of watched inputs, by their paths.
     """
 
     name: str
     size: int
     measured: Measured
+    read: Mapping[str, Sequence[Piece]] = field(default_factory=dict)
 
 
 class Executor(Protocol):

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import threading
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ import numpy as np
 from ckpt_tools.formats.ckpt import crc_trailer
 from ckpt_tools.formats.model import Payload
 from ckpt_tools.progress import Progress
+from ckpt_tools.tensors.crc import crc32
 from ckpt_tools.tensors.lazy import LazyTensor, Region, Statistics, bands, region_shape
 from ckpt_tools.tensors.views import Sliced, unreshaped
 from ckpt_tools.writing.atomic import Workspace
@@ -271,7 +271,7 @@ def _flat_start(shape: tuple[int, ...], region: Region) -> int:
 def _append_crc(descriptor: int, size: int) -> int:
     crc, done = 0, 0
     while done < size and (data := os.pread(descriptor, min(_CRC_CHUNK, size - done), done)):
-        crc = zlib.crc32(data, crc)
+        crc = crc32(data, crc)
         done += len(data)
     trailer = crc_trailer(crc)
     write_at(descriptor, memoryview(trailer), size)

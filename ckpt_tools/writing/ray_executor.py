@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from ckpt_tools.progress import SILENT, Progress
+from ckpt_tools.tensors.sources import add_reads
 from ckpt_tools.writing.atomic import Workspace
 from ckpt_tools.writing.executors import Written, keep_file
 from ckpt_tools.writing.interrupts import HeldInterrupts
@@ -93,6 +94,7 @@ class RayExecutor:
                 for attempt, answer in crew.answers():
                     if isinstance(answer, Written):
                         self._take_over(workspace, attempt, answer)
+                        add_reads(answer.read)
                         written.append(answer)
                         if tally is not None:
                             tally.complete(answer.name, answer.size)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tools.progress import Progress
+from ckpt_tools.tensors.sources import watched_paths
 from ckpt_tools.writing.atomic import Workspace
 from ckpt_tools.writing.memory import Budget
-from ckpt_tools.writing.plan import OutputFile
+from ckpt_tools.writing.plan import OutputFile, Plan
 from ckpt_tools.writing.remote import Order
 from surgery.errors import Problem, ResourceError
 from surgery.version import __version__
@@ -78,7 +79,11 @@ class Crew:
         """Hand a file to the cluster."""
         cpus = self._cpus()
         budget = replace(self._budget, threads=cpus)
-        order = Order(self._workspace, attempt.part, budget, attempt.file, self._owns_processes)
+        watched = watched_paths()
+        if watched:
+            plan = Plan(self._workspace.output, True, (attempt.file,))
+            watched &= {source.path for source in plan.sources()}
+        order = Order(self._workspace, attempt.part, budget, attempt.file, self._owns_processes, watched)
         report = None if self._tally is None else self._tally.reporter(attempt.file.name)
         # A lost task is given away again here, not by Ray: each attempt has a place of its own.
         task = self._fill.options(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt_tools.tensors.sources import Source, check_unchanged, close_sources
+from ckpt_tools.tensors.sources import Source, check_unchanged, close_sources, watch_reads
 from ckpt_tools.writing.atomic import Workspace
 from ckpt_tools.writing.executors import Written
 from ckpt_tools.writing.file_job import FileJob
@@ -49,6 +49,7 @@ class Order:
         budget: Threads and memory.
         file: The plan of the file.
         owns_process: Whether the process that fills it has nothing else to do.
+        watched: Paths of inputs of which the answer tells what was read.
     """
 
     workspace: Workspace
@@ -56,6 +57,7 @@ class Order:
     budget: Budget
     file: OutputFile
     owns_process: bool = False
+    watched: frozenset[str] = frozenset()
 
     def to_bytes(self) -> bytes:
         """The order as it travels."""
@@ -104,10 +106,13 @@ def _fill(order: Order, report: Callable[[int], None]) -> Written:
     if order.owns_process:
         keep_freed_memory()
     job = FileJob(order.file, order.part, order.budget, _Reports(report), keep=lambda job: None)
-    fill_files([job], order.budget, HeldInterrupts())
-    for source in Plan(order.workspace.output, True, (order.file,)).sources():
+    sources = Plan(order.workspace.output, True, (order.file,)).sources()
+    with watch_reads(source for source in sources if source.path in order.watched) as watched:
+        fill_files([job], order.budget, HeldInterrupts())
+    for source in sources:
         check_unchanged(source)
-    return Written(order.file.name, job.size, job.measured())
+    read = {source.path: pieces.pieces() for source, pieces in watched.items()}
+    return Written(order.file.name, job.size, job.measured(), read)
 
 
 def _travel(source: Source) -> tuple[Callable[..., Source], tuple[str, int, int, int, int]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ckpt_tools.formats.ckpt import check_read_crc
 from ckpt_tools.progress import SILENT, Progress
+from ckpt_tools.tensors.crc import CrcPieces
 from ckpt_tools.tensors.lazy import Statistics
-from ckpt_tools.tensors.sources import check_unchanged, close_sources
+from ckpt_tools.tensors.sources import Source, check_unchanged, close_sources, watch_reads
 from ckpt_tools.writing.atomic import Workspace
 from ckpt_tools.writing.claims import claim_output, claim_part
 from ckpt_tools.writing.copying import Copy, copy_range, write_at
@@ -20,7 +22,7 @@ from ckpt_tools.writing.file_job import Measured, add_up, load_measured
 from ckpt_tools.writing.interrupts import HeldInterrupts, hold_interrupts
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputBytes, OutputCopy, OutputFile, Plan
-from surgery.errors import Problem, ResourceError
+from surgery.errors import PetSurgeryError, Problem, ResourceError
 
 __all__ = ["Outcome", "execute"]
 
@@ -32,12 +34,16 @@ class Outcome:
     Attributes:
         measured: What was measured of computed tensors.
         bytes_written: Bytes that this run wrote.
+        written: The checkpoint files among them.
         resumed: Files that a killed run of the same plan had completed, and this one took over.
+        checked: Paths of inputs that have a CRC-32 and were read whole: it is theirs.
     """
 
     measured: Measured = field(default_factory=dict)
     bytes_written: int = 0
+    written: list[str] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
 
     @property
     def statistics(self) -> dict[str, Statistics]:
@@ -57,6 +63,7 @@ def execute(
     force: bool = False,
     budget: Budget | None = None,
     progress: Progress = SILENT,
+    crc: Mapping[Source, int] | None = None,
     approve: Callable[[Outcome], None] = lambda outcome: None,
     executor: str = "local",
 ) -> Outcome:
@@ -69,6 +76,7 @@ def execute(
         force: Replace an existing output.
         budget: Threads and memory; by default a thread for each core.
         progress: What is told how far it is.
+        crc: CRC-32s of inputs; those that are read whole anyway are checked on the way.
         approve: Called when everything is written and before it is published; raises to call it off.
         executor: Who fills the files: `local`, `ray` or `ray://HOST:PORT`. The bytes are the same.
 
@@ -77,6 +85,7 @@ def execute(
             were completed for it.
         ResourceError: The disk is full, or an I/O call failed; a cluster does not answer, or keeps losing workers.
         InputChangedError: An input was modified meanwhile.
+        CorruptInputError: An input that was read whole has another CRC-32.
         KeyboardInterrupt: The run was interrupted; its argument says whether the output was published.
     """
     budget = budget or Budget()
@@ -88,15 +97,20 @@ def execute(
         if part is not None:
             held.consequence = "what was complete is kept"
         try:
-            _write_entries(part or plan, workspace, filler, budget, progress, outcome, held)
-            for source in (part or plan).sources():
-                check_unchanged(source)
+            with watch_reads(crc or {}) as watched:
+                _write_entries(part or plan, workspace, filler, budget, progress, outcome, held)
+            try:
+                _check_inputs(part or plan, crc or {}, watched, outcome)
+                approve(outcome)
+            except PetSurgeryError:
+                for name in outcome.written:
+                    workspace.discard(name)
+                raise
         except OSError as error:
             raise _failed(plan.output, error) from error
         finally:
             progress.finish()
             close_sources()
-        approve(outcome)
         held.raise_pending()
         try:
             workspace.sync() if part is not None else workspace.publish()
@@ -105,6 +119,14 @@ def execute(
         if part is None:
             held.consequence = "the output is complete"
     return outcome
+
+
+def _check_inputs(plan: Plan, crc: Mapping[Source, int], watched: Mapping[Source, CrcPieces], outcome: Outcome) -> None:
+    for source, expected in crc.items():
+        if check_read_crc(source, expected, watched[source]):
+            outcome.checked.append(source.path)
+    for source in plan.sources():
+        check_unchanged(source)
 
 
 def _failed(output: Path, error: OSError) -> ResourceError:
@@ -139,6 +161,7 @@ def _write_entries(
         for written in filler.write(files, workspace, budget, progress, held):
             measured[written.name] = written.measured
             outcome.bytes_written += written.size
+            outcome.written.append(written.name)
     for file in plan.files():
         outcome.add(measured[file.name])  # in the plan's order, whichever was done first
     for entry in plan.entries:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from merge_cases import BASE, PAIRS, contents, mindpet, names_of, write, write_folder
+from merge_cases import BASE, PAIRS, add_crc, contents, mindpet, names_of, random, write, write_folder
+from rank_folders import strategy_of
 from ray_cases import Ones, plan_of, readers
-from transform_cases import write_case
+from transform_cases import COLUMNS, ROWS, write_case
 
-from ckpt_tools import merge, transform
+from ckpt_tools import TransformReport, merge, transform
+from ckpt_tools.layout.model import Layout
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.tensors.lazy import ByteRun, Stored
 from ckpt_tools.tensors.sources import open_source
@@ -25,7 +27,14 @@ from ckpt_tools.writing.claims import claim_output
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputBytes, OutputCopy, Plan
 from ckpt_tools.writing.write import execute
-from surgery.errors import InputChangedError, NonFiniteError, PetSurgeryError, ResourceError, UsageError
+from surgery.errors import (
+    CorruptInputError,
+    InputChangedError,
+    NonFiniteError,
+    PetSurgeryError,
+    ResourceError,
+    UsageError,
+)
 from surgery.version import __version__
 
 if TYPE_CHECKING:
@@ -117,6 +126,29 @@ def test_ranks_of_a_transform_have_the_same_bytes(tmp_path: Path) -> None:
         )
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
     assert sorted(contents(tmp_path / "ray")) == ["rank_0/checkpoint_0.ckpt", "rank_1/checkpoint_1.ckpt"]
+
+
+def test_what_all_workers_together_read_whole_is_checked_and_parts_are_kept_for_a_last_call(tmp_path: Path) -> None:
+    tensors = {f"{number}.weight": random(number, 256, 256) for number in range(3)}
+    source, target = (strategy_of({name: Layout((2,), cut) for name in tensors}) for cut in (ROWS, COLUMNS))
+    write_case(tmp_path, tensors=tensors, source=source, target=target)
+    files = sorted((tmp_path / "in").rglob("*.ckpt"))
+    for file in files:
+        add_crc(file)
+
+    def run(output: str, ranks: str | None = None) -> TransformReport:
+        strategies = {"src_strategy": tmp_path / "src.ckpt", "dst_strategy": tmp_path / "dst.ckpt"}
+        return transform(tmp_path / "in", **strategies, output=tmp_path / output, ranks=ranks, executor="ray")
+
+    assert run("whole").crc_checked == tuple(map(str, files))
+    assert run("out", "1").crc_checked == ()
+    assert run("out").resumed == ("rank_1/checkpoint_1.ckpt",)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    data = bytearray(files[1].read_bytes())
+    data[len(data) // 2] ^= 1
+    files[1].write_bytes(data)
+    with pytest.raises(CorruptInputError, match="as its end states"):
+        run("damaged")
 
 
 def test_the_files_of_a_node_that_is_lost_are_written_elsewhere(tmp_path: Path, folder: Path, cluster: Cluster) -> None:

@@ -322,6 +322,20 @@ def test_a_wrong_crc_is_found_on_demand(tmp_path: Path) -> None:
     assert "llama_rank_3-3_2.ckpt" in str(refusal(tmp_path, 4, check_crc=True))
 
 
+@pytest.mark.parametrize("ranks", [None, "0-1"])
+@pytest.mark.parametrize("dtype", ["keep", "fp32"])
+def test_a_wrong_crc_is_found_on_the_way_where_a_file_is_read_whole(
+    tmp_path: Path, ranks: str | None, dtype: str
+) -> None:
+    write_case(tmp_path)
+    for rank in range(4):
+        add_crc(rank_file(tmp_path, rank))
+    data = bytearray(rank_file(tmp_path, 1).read_bytes())
+    data[data.index(np.ascontiguousarray(slices_of_rank(TENSORS, SOURCE, 1)["layer.weight"]).tobytes())] ^= 1
+    rank_file(tmp_path, 1).write_bytes(data)
+    assert "llama_rank_1-3_2.ckpt: expected" in str(refusal(tmp_path, 4, ranks=ranks, dtype=dtype))
+
+
 def test_ranks_without_a_strategy_and_a_strategy_without_ranks(tmp_path: Path) -> None:
     write_case(tmp_path)
     save(tmp_path / "whole.ckpt", TENSORS)

@@ -237,7 +237,7 @@ def test_a_dry_run_writes_nothing_and_foretells_the_run(
     assert dry.dry_run
     written = contents(tmp_path / "out")
     assert dry.bytes_written == sum(len(data) for data in written.values())
-    same = {"dry_run": True, "seconds": 0.0, "free_disk_bytes": 0}
+    same = {"dry_run": True, "seconds": 0.0, "free_disk_bytes": 0, "crc_checked": ()}
     assert replace(dry, **same) == replace(report, **same)
     if suffix == ".ckpt" and not options.get("format"):
         assert all(open_checkpoint(file).crc for file in (tmp_path / "out").rglob("*.ckpt"))
