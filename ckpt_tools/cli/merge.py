@@ -75,9 +75,10 @@ def merge_command(
     """  # noqa: D301 - click reads \b as "keep these lines"
     from ckpt_tools.cli.summary import summarise
     from ckpt_tools.merging import merge
-    from ckpt_tools.writing.linux import keep_freed_memory
+    from ckpt_tools.writing.linux import allow_open_files, keep_freed_memory
 
     keep_freed_memory()
+    allow_open_files()
     report = merge(base, *adapters, **options, progress=make_progress(quiet))
     print_report(report, summarise, as_json=as_json, quiet=quiet)
 

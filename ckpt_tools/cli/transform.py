@@ -71,9 +71,10 @@ def transform_command(
     """  # noqa: D301 - click reads \b as "keep these lines"
     from ckpt_tools.cli.transform_summary import summarise
     from ckpt_tools.transforming import transform
-    from ckpt_tools.writing.linux import keep_freed_memory
+    from ckpt_tools.writing.linux import allow_open_files, keep_freed_memory
 
     keep_freed_memory()
+    allow_open_files()
     report = transform(source, **options, progress=make_progress(quiet))
     print_report(report, summarise, as_json=as_json, quiet=quiet)
 

@@ -5,7 +5,7 @@ from ckpt_tools.distributed.iteration_outputs import IterationFacts, iteration_f
 from ckpt_tools.distributed.iteration_sources import gather_iteration
 from ckpt_tools.distributed.opening import Opened, open_whole
 from ckpt_tools.distributed.rank_outputs import plan_ranks
-from ckpt_tools.distributed.replicas import compare_replicas, compare_unlisted
+from ckpt_tools.distributed.replicas import compare_replicas, compare_unlisted, sample_replicas
 from ckpt_tools.distributed.scattering import Scattered, scatter
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "open_whole",
     "plan_iteration",
     "plan_ranks",
+    "sample_replicas",
     "scatter",
 ]

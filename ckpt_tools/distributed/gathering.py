@@ -11,6 +11,7 @@ from typing import overload
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.formats.ranks import RankFolder
 from ckpt_tools.formats.safetensors import HeaderTensors
+from ckpt_tools.layout.expanded import folded_slice
 from ckpt_tools.layout.model import Layout, Strategy
 from ckpt_tools.layout.slices import Cut, cell_region, cut_evenly, cut_of
 from ckpt_tools.tensors.assembled import Assembled, FileParts
@@ -152,8 +153,8 @@ def gather(
         raise MismatchError(
             Problem(
                 str(folder.path),
-                f"{len(folder.ranks)} rank folders",
-                f"{strategy.ranks}, as in the strategy {strategy.path} ({stages})",
+                str(len(folder.ranks)),
+                f"{strategy.ranks} rank folders, as in the strategy {strategy.path} ({stages})",
                 "Pass the strategy that this run saved; of a pipeline, the folder with the files of all stages",
             )
         )
@@ -235,6 +236,7 @@ class _Gathering:
         if any((tensor.shape, tensor.dtype) != (first.shape, first.dtype) for tensor in held.values()):
             first_rank = _usual(held)
             first = held[first_rank]
+        layout = folded_slice(layout, first.shape)
         try:
             cut = cut_of(layout, len(first.shape), self._where(name, first_rank))
             edges = cut_evenly(_whole_shape(first.shape, cut, layout), cut.parts, layout.split_shape, name)
@@ -262,6 +264,7 @@ class _Gathering:
     def _assemble_alike(self, name: str, layout: Layout, ranks: range) -> None:
         """As `_assemble`, without a look at each rank: in an even cut by files that are alike all cells fit."""
         first = self.folder.ranks[ranks[0]].tensors[name]
+        layout = folded_slice(layout, first.shape)
         try:
             cut = cut_of(layout, len(first.shape), self._where(name, ranks[0]))
             edges = cut_evenly(_whole_shape(first.shape, cut, layout), cut.parts, (), name)

@@ -35,6 +35,10 @@ class Opened:
     step: str = ""
     iteration: Iteration | None = None
 
+    def warned(self, warnings: Sequence[str]) -> Opened:
+        """The same source with more warnings."""
+        return replace(self, base=replace(self.base, warnings=(*self.base.warnings, *warnings))) if warnings else self
+
 
 def open_whole(
     source: Path,

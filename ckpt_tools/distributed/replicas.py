@@ -11,10 +11,13 @@ from ckpt_tools.progress import Progress
 from ckpt_tools.tensors.lazy import Region, bands
 from surgery.errors import Problem
 
-__all__ = ["compare_replicas", "compare_unlisted"]
+__all__ = ["compare_replicas", "compare_unlisted", "sample_replicas"]
 
 _PIECE_ELEMENTS = 2**18
 _MAX_PROBLEMS = 50
+
+# A page or two of each tensor: nothing, next to the tensor itself.
+_SAMPLE_ELEMENTS = 1024
 
 
 def compare_replicas(replicas: Sequence[Replica | RankReplicas], progress: Progress) -> list[Problem]:
@@ -32,6 +35,29 @@ def compare_replicas(replicas: Sequence[Replica | RankReplicas], progress: Progr
 def compare_unlisted(whole: Gathered, progress: Progress) -> list[Problem]:
     """Tell what no strategy speaks of and is not the same on all ranks, which it has to be."""
     return compare_replicas([replica for replica in whole.replicas if replica.name in whole.unlisted], progress)
+
+
+def sample_replicas(whole: Gathered) -> list[str]:
+    """A warning if, for some tensors, the beginnings of two copies differ; it costs a page of each.
+
+    So it looks where a strategy is another run's, or cannot be read as it was meant: what it takes for copies are
+    different slices. But some states (accumulated gradients) may differ between ranks by right.
+    """
+    differing = []
+    for replica in whole.replicas:
+        pair = next(replica.pairs(), None)
+        if pair is not None and replica.name not in whole.unlisted:
+            region = next(bands(pair.kept.shape, _SAMPLE_ELEMENTS), None)
+            if region is not None and pair.kept.read(region).tobytes() != pair.other.read(region).tobytes():
+                differing.append(pair)
+    if not differing:
+        return []
+    first, count = differing[0], len(differing)
+    which = f"the copies of {first.name}" if count == 1 else f"the copies of {count} tensors such as {first.name}"
+    return [
+        f"{which} on {first.kept_from} and {first.other_from} differ, and those of {first.kept_from} are taken: is the "
+        "strategy that of this run? --check-replicas compares all"
+    ]
 
 
 def _compare(replica: Replica, progress: Progress) -> list[Problem]:

@@ -181,13 +181,18 @@ def _join(shards: Mapping[str, Checkpoint], index: Index | None) -> tuple[dict[s
     holders: dict[str, str] = {}
     problems = []
     for file, shard in shards.items():
+        repeated: dict[str, list[str]] = {}
         for name, tensor in shard.tensors.items():
             if name in holders:
-                place = f"{shard.path.parent}, tensor {quote_name(name)}"
-                found = f"it in {holders[name]} and in {file}"
-                problems.append(Problem(place, found, "it in one file", "Pass the file that is meant"))
+                repeated.setdefault(holders[name], []).append(name)
             tensors[name] = tensor
             holders[name] = file
+        # Files of several steps, or of two formats, have all of their tensors in common.
+        for other, names in repeated.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            place = f"{shard.path.parent}, tensor {quote_name(names[0])}{more}"
+            found = f"it in {other} and in {file}"
+            problems.append(Problem(place, found, "it in one file", "Pass the file that is meant"))
     if index is not None:
         for name, file in index.weight_map.items():
             if name not in shards[file].tensors:

@@ -26,6 +26,8 @@ class Layout:
         split_shape: `param_split_shape`: the lengths along axis 0 of the parts of an uneven cut; empty for equal parts.
         indices_offset: `indices_offset`, as the file has it; what an uneven cut does not need.
         field: `field`, as the file has it: 0 but for the parameter server's embeddings.
+        expanded_shape: The tensor's shape as the map counts its axes, where the compiler may have reshaped an axis that
+            several device axes cut to one axis for each; else empty. See `ckpt_tools.layout.expanded`.
     """
 
     device_matrix: tuple[int, ...]
@@ -35,6 +37,7 @@ class Layout:
     split_shape: tuple[int, ...] = ()
     indices_offset: tuple[int, ...] = ()
     field: int = 0
+    expanded_shape: tuple[int, ...] = ()
 
     @property
     def devices(self) -> int:

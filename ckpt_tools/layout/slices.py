@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from ckpt_tools.layout.expanded import folded_whole
 from ckpt_tools.layout.model import Layout
 from ckpt_tools.tensors.lazy import Region, full_region
 from surgery.errors import MismatchError, Problem
@@ -128,6 +129,7 @@ def regions_of(layout: Layout, shape: tuple[int, ...]) -> tuple[tuple[int, ...],
     Raises:
         MismatchError: The layout cannot be one of a tensor of this shape.
     """
+    layout = folded_whole(layout, shape)
     cut = cut_of(layout, len(shape), "")
     edges = cut_evenly(shape, cut.parts, layout.split_shape, "")
     regions = (cell_region(edges, cell) for cell in cut.cells)

@@ -142,6 +142,11 @@ def _faults_of(layout: Layout) -> tuple[tuple[str, str], ...]:
     used = [axis for axes in layout.tensor_map for axis in axes]
     if outside := sorted({axis for axis in used if not 0 <= axis < len(matrix)}):
         expected = f"-1 or an axis of the device matrix {matrix}, counted from the right from 0"
+        if any(len(axes) > 1 for axes in layout.tensor_map):
+            expected += (
+                " (in protobuf MindSpore leaves device axes of size 1, and interleaved_parallel, out of the matrix of "
+                "a Layout(...), and counts them in its map; in JSON, save_file: NAME.json, both agree)"
+            )
         faults.append((f"a tensor map with the device axis {outside[0]}", expected))
     if twice := sorted(axis for axis in set(used) if used.count(axis) > 1):
         faults.append((f"a tensor map that uses the device axis {twice[0]} twice", "each device axis at most once"))

@@ -1,6 +1,7 @@
 """Strategy files in JSON: the keys of MindSpore's protobuf message, names as the keys of objects.
 
-MindSpore writes flat tensor maps, and reads no others; nested lists mean what several `tensor_map` messages mean.
+MindSpore writes flat tensor maps, and reads no others; nested lists mean what several `tensor_map` messages mean. Where
+a parameter was given a `Layout(...)`, the flat map is that of the expanded tensor, whose shape is `tensor_shape`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TypeGuard
 
 from ckpt_tools.formats.ckpt_values import quote_name
 from ckpt_tools.formats.strict_json import MAX_JSON_BYTES, parse_json
+from ckpt_tools.layout.expanded import expanded_shape
 from ckpt_tools.layout.model import Layout
 from ckpt_tools.layout.strategy_facts import MAX_AXES, MAX_DEVICES, FactsBuilder, StrategyFacts, axes_of_messages
 from ckpt_tools.tensors.sources import Source, read_exactly
@@ -96,7 +98,7 @@ def _layout(item: object, where: str) -> Layout:
     for key in ("dev_matrix", "tensor_map"):
         if key not in members:
             raise _wrong(where, f"a layout without {key}", "one")
-    return Layout(
+    layout = Layout(
         device_matrix=_numbers(members["dev_matrix"], f"{where}, dev_matrix", MAX_AXES),
         tensor_map=_tensor_map(members["tensor_map"], f"{where}, tensor_map"),
         shard_step=_number(members, "opt_weight_shard_step", where),
@@ -105,6 +107,11 @@ def _layout(item: object, where: str) -> Layout:
         indices_offset=_numbers(members.get("indices_offset", []), f"{where}, indices_offset", MAX_DEVICES),
         field=_number(members, "field", where),
     )
+    shape = members.get("tensor_shape")
+    if shape is None or any(not 0 <= axis < len(layout.device_matrix) for cuts in layout.tensor_map for axis in cuts):
+        return layout
+    lengths = _numbers(shape, f"{where}, tensor_shape", MAX_AXES)
+    return replace(layout, expanded_shape=expanded_shape(layout, lengths))
 
 
 def _tensor_map(value: object, where: str) -> tuple[tuple[int, ...], ...]:

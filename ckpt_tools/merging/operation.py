@@ -56,6 +56,7 @@ class _Inputs:
     adapters: tuple[Adapter, ...]
     is_combined: bool
     opened: Opened
+    warnings: tuple[str, ...]
 
     @property
     def weights(self) -> dict[str, LazyTensor]:
@@ -280,7 +281,7 @@ class _Draft:
             copied=tuple(copied),
             cast=tuple(cast),
             dropped=tuple(dropped),
-            warnings=(*inputs.base.warnings, *folds.warnings),
+            warnings=(*inputs.warnings, *folds.warnings),
             bytes_read=written.bytes_read(),
             bytes_written=written.bytes_written(),
             peak_memory_bytes=budget.peak_bytes,
@@ -346,7 +347,8 @@ def _open_inputs(
         load_adapter(file, option, is_combined=is_combined, allow_nonfinite=allow_nonfinite)
         for file, option in zip(files or [base], options, strict=True)
     )
-    return _Inputs(base, keys, huggingface_config(base), adapters, is_combined, opened)
+    warnings = tuple(warning for checkpoint in (base, *files) for warning in checkpoint.warnings)
+    return _Inputs(base, keys, huggingface_config(base), adapters, is_combined, opened, warnings)
 
 
 def _base_problems(inputs: _Inputs) -> list[Problem]:

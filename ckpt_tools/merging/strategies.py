@@ -15,6 +15,7 @@ from ckpt_tools.distributed import (
     open_whole,
     plan_iteration,
     plan_ranks,
+    sample_replicas,
     scatter,
 )
 from ckpt_tools.distributed.rank_outputs import RANK_PREFIX
@@ -90,6 +91,7 @@ class MergeStrategies:
         differences = [problem for one in opened for problem in compare_unlisted(one.whole, progress)]
         if differences:
             raise MismatchError(differences)
+        opened = [one.warned(sample_replicas(one.whole)) for one in opened]
         return opened[0], opened[1:]
 
     def paths(self) -> set[Path]:

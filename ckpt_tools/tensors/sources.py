@@ -15,6 +15,7 @@ from ckpt_tools.tensors.crc import CrcPieces, Piece
 from surgery.errors import CorruptInputError, InputChangedError, InputMissingError, Problem, ResourceError
 
 __all__ = [
+    "MAX_OPEN_SOURCES",
     "Source",
     "add_reads",
     "check_unchanged",
@@ -28,7 +29,8 @@ __all__ = [
     "watched_paths",
 ]
 
-_MAX_OPEN_FILES = 128
+MAX_OPEN_SOURCES = 128
+"""Inputs that are open at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class _Handles:
 
     def _close_idle(self) -> None:
         for source in list(self._open):
-            if len(self._open) <= _MAX_OPEN_FILES:
+            if len(self._open) <= MAX_OPEN_SOURCES:
                 return
             if self._open[source][1] == 0:
                 os.close(self._open.pop(source)[0])

@@ -14,7 +14,7 @@ from ckpt_tools.distributed.gathering import Gathered
 from ckpt_tools.distributed.iteration_outputs import iteration_facts, plan_iteration
 from ckpt_tools.distributed.opening import Opened, open_whole
 from ckpt_tools.distributed.rank_outputs import plan_ranks
-from ckpt_tools.distributed.replicas import compare_replicas, compare_unlisted
+from ckpt_tools.distributed.replicas import compare_replicas, compare_unlisted, sample_replicas
 from ckpt_tools.distributed.scattering import Scattered, scatter
 from ckpt_tools.formats import check_crc
 from ckpt_tools.formats.model import NamedTensor
@@ -130,6 +130,7 @@ def transform(
         problems += _absences(source, whole, _matches(allow_missing))
     if problems:
         raise MismatchError(problems)
+    opened = opened.warned(sample_replicas(whole))
     whole, renamed = _rename(_cast(opened.whole, dtype), names)
     scattered = None
     if strategies[1] is not None:

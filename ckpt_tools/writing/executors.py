@@ -6,16 +6,18 @@ The run itself (its lock, what it resumes, companions, publishing) is `write`'s,
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from ckpt_tools.progress import Progress
 from ckpt_tools.tensors.crc import Piece
+from ckpt_tools.tensors.sources import MAX_OPEN_SOURCES
 from ckpt_tools.writing.atomic import Workspace
 from ckpt_tools.writing.file_job import FileJob, Measured, save_measured
 from ckpt_tools.writing.interrupts import HeldInterrupts
+from ckpt_tools.writing.linux import open_files_limit
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputFile
 from ckpt_tools.writing.threads import fill_files
@@ -25,8 +27,12 @@ __all__ = ["Executor", "Written", "check_executor", "connect_executor", "keep_fi
 
 _RAY_SCHEME = "ray://"
 
-# Files that are open at the same time, since they share tensors; 1,024 is a common limit of a process.
-_OPEN_FILES = 128
+# Of the files that a process may have open, those that are not for outputs: inputs, and what else the process has open.
+_OTHER_FILES = MAX_OPEN_SOURCES + 128
+_FEWEST_FILES = 64
+
+# What is known of a tensor of an open file takes some 400 bytes.
+_OPEN_TENSORS = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,20 @@ def keep_file(workspace: Workspace, part: Path, written: Written) -> None:
     workspace.complete(part, written.name)
 
 
+def _batches(files: Sequence[OutputFile], most: int) -> Iterator[list[OutputFile]]:
+    """Files that are open at the same time, so that a tensor that they share is read once: all of them, if possible."""
+    batch: list[OutputFile] = []
+    tensors = 0
+    for file in files:
+        if batch and (len(batch) == most or tensors + len(file.tensors) > _OPEN_TENSORS):
+            yield batch
+            batch, tensors = [], 0
+        batch.append(file)
+        tensors += len(file.tensors)
+    if batch:
+        yield batch
+
+
 class _Threads:
     """Threads of this process."""
 
@@ -134,8 +154,7 @@ class _Threads:
             keep_file(workspace, job.part, result)
             written.append(result)
 
-        for start in range(0, len(files), _OPEN_FILES):
-            batch = files[start : start + _OPEN_FILES]
+        for batch in _batches(files, max(open_files_limit() - _OTHER_FILES, _FEWEST_FILES)):
             jobs = [FileJob(file, workspace.new_part(), budget, progress, keep) for file in batch]
             fill_files(jobs, budget, held)
         return written

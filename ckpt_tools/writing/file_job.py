@@ -6,7 +6,6 @@ import json
 import math
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -25,7 +24,7 @@ from ckpt_tools.writing.copying import WRITEBACK_BYTES, Copy, coalesce, copies_o
 from ckpt_tools.writing.linux import preallocate, start_writeback
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputFile
-from ckpt_tools.writing.sharing import Share, Taker, meeting
+from ckpt_tools.writing.sharing import Share, meeting
 
 __all__ = ["FileJob", "Measured", "Task", "add_up", "load_measured", "save_measured", "share_tasks"]
 
@@ -195,16 +194,16 @@ def share_tasks(share: Share, jobs: Sequence[FileJob], budget: Budget) -> list[T
     """
     limit = min(budget.band_elements, max(_SHARED_BYTES // share.tensor.dtype.itemsize, 1))
     regions = [_moved(region, share.region) for region in bands(region_shape(share.region), limit)]
-    touched = [[taker for taker in share.takers if meeting(share, taker, region) is not None] for region in regions]
-    counts = Counter((taker.file, taker.index) for takers in touched for taker in takers)
     for taker in share.takers:
-        jobs[taker.file].expect(taker.index, counts[taker.file, taker.index])
-    return [
-        partial(_fill, share, jobs, takers, region) for region, takers in zip(regions, touched, strict=True) if takers
-    ]
+        jobs[taker.file].expect(taker.index, sum(meeting(share, taker, region) is not None for region in regions))
+    return [partial(_fill, share, jobs, region) for region in regions]
 
 
-def _fill(share: Share, jobs: Sequence[FileJob], takers: list[Taker], region: Region) -> None:
+def _fill(share: Share, jobs: Sequence[FileJob], region: Region) -> None:
+    # Thousands of ranks may take of each band: they are looked for anew, rather than listed for all bands at once.
+    takers = [taker for taker in share.takers if meeting(share, taker, region) is not None]
+    if not takers:
+        return
     statistics = Statistics()
     with np.errstate(over="ignore", invalid="ignore"):
         values = share.tensor.read(region, statistics)

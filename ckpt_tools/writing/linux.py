@@ -5,15 +5,25 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["keep_freed_memory", "preallocate", "rename_exchange", "rename_new", "start_writeback"]
+__all__ = [
+    "allow_open_files",
+    "keep_freed_memory",
+    "open_files_limit",
+    "preallocate",
+    "rename_exchange",
+    "rename_new",
+    "start_writeback",
+]
 
 _AT_FDCWD = -100
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**25  # the most that mallopt takes for the second
+_MOST_FILES = 2**16  # more than ranks of any cluster
 _SYNC_FILE_RANGE_WRITE = 2
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
@@ -34,6 +44,24 @@ def keep_freed_memory() -> None:
     if hasattr(_libc(), "mallopt"):
         _libc().mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         _libc().mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def open_files_limit() -> int:
+    """How many files this process may have open."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, _MOST_FILES)
+
+
+def allow_open_files() -> None:
+    """Let this process have as many files open as the system allows it to: some hundred thousand, rather than 1,024.
+
+    It holds for the whole process, and a program that calls `select` cannot use the higher numbers, so it is for a
+    command to call, not for a library.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def preallocate(descriptor: int, size: int) -> None:

@@ -221,18 +221,29 @@ def _layout(where: str, entry: object, axes: int) -> DeviceLayout:
     matrix, cuts, ranks = entry.get("device_matrix"), _tensor_map(entry.get("tensor_map")), entry.get("rank_list")
     if not _are_counts(matrix) or not 0 < len(matrix) <= _MAX_AXES or cuts is None or not _are_counts(ranks):
         raise _wrong(where, "something else", "lists device_matrix, tensor_map and rank_list")
+    if entry.get("interleaved_parallel") is True:
+        matrix, ranks = _without_interleaving(matrix, ranks)
     if not ranks or math.prod(matrix) != len(ranks) or len(set(ranks)) != len(ranks):
         raise _wrong(where, f"{len(ranks)} ranks for the device_matrix {matrix}", "a rank for each of its places")
     used = [axis for group in cuts for axis in group]
     if len(set(used)) != len(used) or any(axis >= len(matrix) for axis in used):
         raise _wrong(where, f"device axes {used[:_MAX_AXES]}", f"each of {len(matrix)} axes once at most")
-    if entry.get("interleaved_parallel") is True:
-        raise _wrong(where, "interleaved_parallel", "slices that are rectangles")
     if not used and len(cuts) != axes:
         cuts = ((),) * axes  # a scalar may have the map of one axis that is not cut
     if len(cuts) != axes:
         raise _wrong(where, f"a tensor_map of {len(cuts)} axes", f"{axes}, as in global_shape")
     return DeviceLayout(tuple(matrix), cuts, tuple(ranks))
+
+
+def _without_interleaving(matrix: list[int], ranks: list[int]) -> tuple[list[int], list[int]]:
+    """A layout whose last device axis stands for no devices: MindSpore counts it as 1 where it cuts parameters.
+
+    `Layout` numbers places, of which each device then has several: the rank list is of places where nobody gave one.
+    """
+    places = math.prod(matrix)
+    if ranks == list(range(places)) and matrix[-1]:
+        ranks = list(range(places // matrix[-1]))
+    return [*matrix[:-1], 1], ranks
 
 
 def _stored_chunk(where: str, text: str, holders: object) -> tuple[ChunkKey, tuple[Holder, ...]]:

@@ -7,7 +7,7 @@ import pytest
 from folders import INDEX, ONE, TWO, add, add_index, write_two_shards
 
 from ckpt_tools.formats.sharded import read_folder
-from surgery.errors import PetSurgeryError, UnknownFormatError
+from surgery.errors import CorruptInputError, PetSurgeryError, UnknownFormatError
 
 
 @pytest.fixture
@@ -154,3 +154,14 @@ def test_a_corrupt_shard_is_reported_by_its_path(sharded: Path) -> None:
     (sharded / TWO).write_bytes(b"")
     with pytest.raises(PetSurgeryError, match=TWO):
         read_folder(sharded)
+
+
+def test_files_that_have_many_tensors_in_common_are_told_in_a_line(tmp_path: Path) -> None:
+    names = [f"layer.{number}.weight" for number in range(30)]
+    for step in (50, 100):
+        add(tmp_path, f"llama-1_{step}.ckpt", *names)
+    with pytest.raises(CorruptInputError) as caught:
+        read_folder(tmp_path)
+    (problem,) = caught.value.problems
+    assert problem.where.endswith("tensor 'layer.0.weight' and 29 more")
+    assert problem.found == "it in llama-1_50.ckpt and in llama-1_100.ckpt"

@@ -43,6 +43,14 @@ def test_an_impossible_layout_is_refused(tmp_path: Path, write: Writer, layout: 
 
 
 @pytest.mark.parametrize("write", WRITERS)
+def test_a_nested_map_beyond_its_matrix_is_told_why_and_what_to_do(tmp_path: Path, write: Writer) -> None:
+    """As the compiler writes Layout((2, 4, 2), ("dp", "mp", "interleaved_parallel")) in protobuf."""
+    text = str(refusal(tmp_path / "x", write({"w": Layout((2, 4), ((2, 0), (1,)))})))
+    assert "MindSpore leaves device axes of size 1, and interleaved_parallel, out of the matrix" in text
+    assert "save_file: NAME.json" in text
+
+
+@pytest.mark.parametrize("write", WRITERS)
 def test_a_layout_with_several_faults_has_them_all_reported(tmp_path: Path, write: Writer) -> None:
     layout = Layout((0, 2), ((5,), (1,), (1,)), -4, -5, (0,))
     assert len(refusal(tmp_path / "x", write({"w": layout})).problems) == 6

@@ -23,7 +23,7 @@ from ckpt_tools.tensors.sources import (
 )
 from surgery.errors import CorruptInputError, InputChangedError, InputMissingError, ResourceError
 
-LIMIT = sources._MAX_OPEN_FILES
+LIMIT = sources.MAX_OPEN_SOURCES
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +205,7 @@ def test_no_descriptor_in_use_is_closed_however_many_there_are(tmp_path: Path) -
 
 
 def test_many_threads_read_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_MAX_OPEN_FILES", 5)
+    monkeypatch.setattr(sources, "MAX_OPEN_SOURCES", 5)
     found, before = files(tmp_path, 40), descriptors()
     right: list[bool] = []
 

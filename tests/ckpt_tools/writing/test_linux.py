@@ -32,6 +32,24 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+LIMITS = """
+import resource
+from ckpt_tools.writing.linux import allow_open_files, open_files_limit
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+assert open_files_limit() == 100
+allow_open_files()
+assert open_files_limit() == min(hard if hard > 0 else 2**16, 2**16)
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 300))
+allow_open_files()
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, 300)
+"""
+
+
+def test_a_command_may_open_as_many_files_as_the_system_allows_and_no_more() -> None:
+    subprocess.run([sys.executable, "-c", LIMITS], check=True)
+
+
 @pytest.mark.parametrize("size", [0, 1, 5000, 2**20])
 def test_a_file_gets_its_size_and_its_room(folder: Path, size: int) -> None:
     with open(folder / "x", "wb") as file:

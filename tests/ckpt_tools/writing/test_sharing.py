@@ -18,6 +18,7 @@ from ckpt_tools.tensors.dtypes import BY_NAME, DType, dtype_of
 from ckpt_tools.tensors.lazy import LazyTensor, Region, Statistics, region_shape
 from ckpt_tools.tensors.sources import close_sources
 from ckpt_tools.tensors.views import Constant, Sliced
+from ckpt_tools.writing import executors
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputFile, Plan
 from ckpt_tools.writing.sharing import find_shares
@@ -115,6 +116,19 @@ def test_what_several_files_hold_is_read_once(tmp_path: Path) -> None:
     execute(Plan(tmp_path / "out", True, tuple(files)), budget=Budget(2, 100))
     assert whole.times_read().min() == whole.times_read().max() == 1
     assert_written(tmp_path / "out", files)
+
+
+@pytest.mark.parametrize(("files", "tensors", "times"), [(1000, 2**18, 1), (64, 2**18, 4), (1000, 100, 3)])
+def test_files_of_hundreds_of_ranks_read_it_once_as_far_as_files_and_memory_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, tensors: int, times: int
+) -> None:
+    monkeypatch.setattr(executors, "open_files_limit", lambda: executors._OTHER_FILES + files)
+    monkeypatch.setattr(executors, "_OPEN_TENSORS", tensors)
+    whole = Recorded(constant(40, 50))
+    ranks = files_of(*([whole] for _ in range(250)))
+    execute(Plan(tmp_path / "out", True, tuple(ranks)), budget=Budget(2, 1000))
+    assert whole.times_read().min() == whole.times_read().max() == times
+    assert_written(tmp_path / "out", ranks)
 
 
 def test_of_a_shared_tensor_only_rows_that_a_file_wants_are_read(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from iteration_folders import describe, write_metadata
 
+from ckpt_tools.formats.iteration.grid import cells_of
 from ckpt_tools.formats.iteration.metadata import parse_chunk_key, read_iteration_metadata
 from ckpt_tools.tensors.dtypes import BY_NAME
 from surgery.errors import CorruptInputError
@@ -107,6 +108,31 @@ def test_a_scalar_may_have_the_map_of_an_axis_that_is_not_cut(tmp_path: Path) ->
     assert read(tmp_path, document).tensors["s"].layout.tensor_map == ()
 
 
+@pytest.mark.parametrize("ranks", [list(range(12)), list(range(6))])
+def test_an_interleaved_axis_stands_for_no_devices(tmp_path: Path, ranks: list[int]) -> None:
+    document = copy.deepcopy(SOUND)
+    layout = document["state_dict_metadata"]["w"]["layout"]
+    sound = read(tmp_path, document).tensors["w"].layout
+    assert sound is not None
+    layout["device_matrix"] = [*layout["device_matrix"], 2]
+    layout["tensor_map"] = [
+        [axis + 1, 0] if index == 0 else axis + 1 for index, axis in enumerate(layout["tensor_map"])
+    ]
+    layout |= {"interleaved_parallel": True, "rank_list": ranks}
+    found = read(tmp_path, document).tensors["w"].layout
+    assert found is not None
+    assert (found.parts, cells_of(found)) == (sound.parts, cells_of(sound))
+
+
+def test_an_interleaved_axis_needs_a_rank_for_each_device(tmp_path: Path) -> None:
+    document = copy.deepcopy(SOUND)
+    layout = document["state_dict_metadata"]["w"]["layout"]
+    layout["device_matrix"] = [*layout["device_matrix"], 2]
+    layout |= {"interleaved_parallel": True, "rank_list": [1, 0, *range(2, 12)]}
+    with pytest.raises(CorruptInputError, match="12 ranks for the device_matrix"):
+        read(tmp_path, document)
+
+
 def put(*path: str | int, value: object) -> Callable[[Document], None]:
     def change(document: Document) -> None:
         place: Any = document
@@ -147,7 +173,6 @@ KEY = "('w', (0,))"
         (put(*LAYOUT, "tensor_map", value=[0, 7]), "each of 3 axes once at most"),
         (put(*LAYOUT, "tensor_map", value=[0, -2]), "device_matrix, tensor_map and rank_list"),
         (put(*LAYOUT, "tensor_map", value=[0]), "a tensor_map of 1 axes"),
-        (put(*LAYOUT, "interleaved_parallel", value=True), "slices that are rectangles"),
         (put("storage_data", KEY, value=[]), "file_name, storage_rank and rank_group"),
         (put("storage_data", KEY, value={"file_name": "x", "storage_rank": 0}), "file_name, storage_rank"),
         (put("storage_data", KEY, 0, "storage_rank", value="0"), "file_name, storage_rank and rank_group"),
