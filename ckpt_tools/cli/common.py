@@ -129,6 +129,8 @@ def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
     _occupy_standard_descriptors()
     # A process of seconds leaves no cycles worth collecting, and each collection walks all of numpy and the plan.
     gc.disable()
+    # The threads of numpy's BLAS, which start with it and then spin for a while; the writer's threads are enough.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no error
     signal.signal(signal.SIGTERM, _terminate)
@@ -165,6 +167,7 @@ def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the outcome stands; what is left is to exit with its code
     _flush_quietly()
+    gc.freeze()  # the interpreter's last collection would walk all that is about to go with the process
     raise SystemExit(code)
 
 

@@ -112,6 +112,8 @@ class _Handles:
         return descriptor
 
     def _close_idle(self) -> None:
+        if len(self._open) <= MAX_OPEN_SOURCES:
+            return
         for source in list(self._open):
             if len(self._open) <= MAX_OPEN_SOURCES:
                 return

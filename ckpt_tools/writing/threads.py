@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from threadpoolctl import threadpool_limits
@@ -26,7 +27,7 @@ def fill_files(jobs: Sequence[FileJob], budget: Budget, held: HeldInterrupts) ->
     """
     shares = find_shares([job.entry for job in jobs])
     tasks = [task for share in shares for task in share_tasks(share, jobs, budget)]
-    tasks += [task for job in jobs for task in job.own_tasks()]
+    tasks += _interleaved([job.own_tasks() for job in jobs], budget.threads)
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(budget.threads, thread_name_prefix="write") as pool:
         try:
             _run_bounded(pool, tasks, 2 * budget.threads, held)
@@ -34,6 +35,24 @@ def fill_files(jobs: Sequence[FileJob], budget: Budget, held: HeldInterrupts) ->
             pool.shutdown(wait=True, cancel_futures=True)
             for job in jobs:
                 job.close()
+
+
+def _interleaved(groups: Sequence[Sequence[Task]], width: int) -> Iterator[Task]:
+    """Tasks of so many files in turn, of the next file where one has none left.
+
+    A file system lets one thread at a time write to a file, so each thread has one of its own; and those that are done
+    are done early, for a run that takes over.
+    """
+    waiting = deque(iter(group) for group in groups)
+    active: deque[Iterator[Task]] = deque()
+    while waiting or active:
+        while waiting and len(active) < width:
+            active.append(waiting.popleft())
+        tasks = active.popleft()
+        task = next(tasks, None)
+        if task is not None:
+            active.append(tasks)
+            yield task
 
 
 def _run_bounded(pool: ThreadPoolExecutor, tasks: Iterable[Task], limit: int, held: HeldInterrupts) -> None:
