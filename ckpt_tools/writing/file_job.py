@@ -196,10 +196,10 @@ def share_tasks(share: Share, jobs: Sequence[FileJob], budget: Budget) -> list[T
     regions = [_moved(region, share.region) for region in bands(region_shape(share.region), limit)]
     for taker in share.takers:
         jobs[taker.file].expect(taker.index, sum(meeting(share, taker, region) is not None for region in regions))
-    return [partial(_fill, share, jobs, region) for region in regions]
+    return [partial(_fill, share, jobs, region, number) for number, region in enumerate(regions)]
 
 
-def _fill(share: Share, jobs: Sequence[FileJob], region: Region) -> None:
+def _fill(share: Share, jobs: Sequence[FileJob], region: Region, number: int) -> None:
     # Thousands of ranks may take of each band: they are looked for anew, rather than listed for all bands at once.
     takers = [taker for taker in share.takers if meeting(share, taker, region) is not None]
     if not takers:
@@ -209,7 +209,8 @@ def _fill(share: Share, jobs: Sequence[FileJob], region: Region) -> None:
         values = share.tensor.read(region, statistics)
     # Counted once, however many files take of it.
     jobs[takers[0].file].measure(takers[0].index, region, statistics)
-    for taker in takers:
+    # Each band begins with another file, as threads that write to the same one wait for each other.
+    for taker in takers[number % len(takers) :] + takers[: number % len(takers)]:
         met = meeting(share, taker, region)
         assert met is not None
         cut, stretches = met
