@@ -1,12 +1,13 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-core conformance check lint format bench bench-transform clean
+.PHONY: help demo test test-core soak conformance check lint format bench bench-transform clean
 
 help:
 	@echo "make demo         merge an adapter into a real model and read the result back (1 minute, 1.2 GB of disk)"
 	@echo "make test         all tests but conformance, on real MindSpore, MindPet, MindFormers and Ray"
 	@echo "make test-core    the tests that need neither MindSpore nor Ray"
+	@echo "make soak         random layouts by the thousand, against an oracle and MindSpore (SOAK=20: how many times more)"
 	@echo "make conformance  against PyTorch, PEFT and transformers"
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
 	@echo "make bench        pet-merge's benchmarks, against MindFormers and PEFT (BENCH_ARGS='--size ... --rows ...')"
@@ -21,6 +22,9 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3 python;
 
 # What the package is built from: an environment is installed anew when one of these changes.
 BUILD := pyproject.toml setup.py $(wildcard ckpt_tools/tensors/*.[ch])
+
+# Differential tests on random cases, of which `make test` runs some.
+SOAKED := $(shell grep -rlE '^from soak import' tests)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -78,6 +82,10 @@ test: .venv/.complete
 
 test-core: .venv-dev/.complete
 	@.venv-dev/bin/python -m pytest --ignore tests/mindspore --ignore tests/ray $(PYTEST_ARGS)
+
+# SOAK=100 make soak: as long as there is time.
+soak: .venv/.complete
+	@SOAK=$${SOAK:-20} .venv/bin/python -m pytest -q $(SOAKED) $(PYTEST_ARGS)
 
 conformance: .venv-conformance/.complete
 	@.venv-conformance/bin/python -m pytest tests/conformance $(PYTEST_ARGS)

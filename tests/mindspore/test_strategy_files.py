@@ -19,6 +19,7 @@ from mindspore.parallel._parallel_serialization import (
 from mindspore.parallel.shard import Layout as MindSporeLayout
 from mindspore.train.node_strategy_pb2 import ParallelGroupMap, ParallelStrategyMap
 from mindspore_strategies import mindspore_bytes
+from soak import examples
 from strategy_bytes import strategy_bytes, strategy_json
 from strategy_cases import layouts_by_name, refusal
 
@@ -57,7 +58,7 @@ def as_read(path: Path) -> dict[str, tuple[Layout, list[int]]]:
     return found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(layouts=layouts_by_name())
 def test_protobuf_is_read_as_mindspore_reads_it(
     tmp_path_factory: pytest.TempPathFactory, layouts: dict[str, Layout]
@@ -69,7 +70,7 @@ def test_protobuf_is_read_as_mindspore_reads_it(
     assert read_strategy(path).stage_devices == _get_device_num_from_strategy(str(path))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(layouts=layouts_by_name(), stage=st.integers(0, 3))
 def test_the_bytes_that_other_tests_build_are_protobufs_own(layouts: dict[str, Layout], stage: int) -> None:
     message = ParallelStrategyMap.FromString(strategy_bytes(layouts, stage))

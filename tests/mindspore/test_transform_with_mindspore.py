@@ -25,6 +25,7 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.parallel import merge_pipeline_strategys
 from mindspore_strategies import mindspore_bytes
 from rank_folders import slices_of_rank, strategy_of
+from soak import examples
 
 from ckpt_tools import transform
 from ckpt_tools.layout.model import Layout, Strategy
@@ -115,7 +116,7 @@ def twice_cut(draw: st.DrawFn, names: list[str], sizes: tuple[int, int]) -> tupl
     return tensors, sides
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(data=st.data())
 def test_any_layout_becomes_what_mindspore_makes_of_it(data: st.DataObject) -> None:
     names = [f"layers.{number}.weight" for number in range(4)]
@@ -124,7 +125,7 @@ def test_any_layout_becomes_what_mindspore_makes_of_it(data: st.DataObject) -> N
         assert_same_as_mindspore(Path(name), SCALARS | tensors, strategy_of(before), strategy_of(after))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(data=st.data(), sizes=st.sampled_from([(2, 4), (4, 4), (4, 2), (2, 2)]))
 def test_a_pipeline_becomes_what_mindspore_makes_of_it(data: st.DataObject, sizes: tuple[int, int]) -> None:
     names = ["embedding.weight", "layers.0.weight", "layers.1.weight", "head.weight"]

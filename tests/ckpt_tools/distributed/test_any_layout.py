@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import given, settings
 from rank_folders import assert_same_arrays, slices_of_rank
+from soak import examples
 from transform_cases import Held, twice_cut
 
 from ckpt_tools.distributed import gather, scatter
@@ -27,7 +28,7 @@ def held_by_ranks(tensors: Held, strategy: Strategy) -> RankFolder:
     return RankFolder(Path("in"), "", tuple(ranks))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(case=twice_cut())
 def test_every_rank_of_the_target_gets_its_slices(case: tuple[Held, Strategy, Strategy]) -> None:
     tensors, before, after = case

@@ -10,6 +10,7 @@ from compiled_layouts import compiled_json, without_interleaving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layout_cases import layouts, slice_by_definition
+from soak import examples
 
 from ckpt_tools.layout import Layout, read_strategy
 from ckpt_tools.layout.expanded import folded_slice, folded_whole
@@ -23,7 +24,7 @@ def read(folder: Path, layout: Layout, shape: tuple[int, ...], interleaved: bool
     return read_strategy(path).stages[0]["w"]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(case=layouts(), interleaved=st.booleans(), more=st.sampled_from([1, 5, 7]))
 def test_what_is_read_is_what_was_meant_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from soak import examples
 from strategy_bytes import layout_json, strategy_bytes, strategy_json
 from strategy_cases import is_sound, layouts_by_name, refusal, strategy_or_refusal
 
@@ -38,7 +39,7 @@ def with_layouts(layouts: object) -> bytes:
     return json.dumps({"current_stage": 1, "parallel_strategy_item": {}, "parallel_layout_item": layouts}).encode()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(layouts=layouts_by_name())
 def test_json_says_the_same_as_protobuf(tmp_path_factory: pytest.TempPathFactory, layouts: dict[str, Layout]) -> None:
     folder = tmp_path_factory.getbasetemp()
@@ -119,7 +120,7 @@ def test_all_problems_of_a_file_come_at_once(path: Path) -> None:
     ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     place=st.floats(0, 1, exclude_max=True),
     character=st.sampled_from(list('{}[]",:-0 9e.\\\x00\xff')),

@@ -8,6 +8,7 @@ import pytest
 from ckpt_bytes import field, varint
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from soak import examples
 from strategy_bytes import dims, layout_item, layout_message, number, strategy_bytes, strategy_item
 from strategy_cases import is_sound, layouts_by_name, refusal, strategy_or_refusal
 
@@ -106,7 +107,7 @@ def test_a_long_uneven_cut_is_read(path: Path) -> None:
     assert read(path, strategy_bytes({"w": layout})) == {"w": layout}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(layouts=layouts_by_name(), packed=st.booleans())
 def test_what_was_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, layouts: dict[str, Layout], packed: bool
@@ -194,7 +195,7 @@ def test_the_message_of_a_cut_says_behind_which_parameter(path: Path) -> None:
     assert "cut short" in message
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(
     place=st.floats(0, 1, exclude_max=True),
     flip=st.integers(1, 255),
@@ -213,7 +214,7 @@ def test_damage_ends_in_an_error_of_this_project_or_in_a_sound_strategy(
     assert strategy is None or is_sound(strategy)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(data=st.binary(max_size=60), start=st.sampled_from([b"", b"\x08\x01", b"\x1a", b"\x12", b"\n", b"{", b'{"a":']))
 def test_random_bytes_end_in_an_error_of_this_project(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, start: bytes

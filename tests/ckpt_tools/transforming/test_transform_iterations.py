@@ -14,6 +14,7 @@ from iteration_folders import joined, write_file, write_iteration, write_metadat
 from layout_cases import layouts
 from merge_cases import random, tree
 from rank_folders import assert_same_arrays, read_arrays, read_ranks, slices_of_rank, strategy_of, write_ranks
+from soak import examples
 from strategy_bytes import strategy_bytes
 from transform_cases import ROWS, SOURCE, TARGET, TENSORS, refusal, write_case, write_strategy
 
@@ -69,7 +70,7 @@ def cut_for(draw: st.DrawFn) -> tuple[dict[str, np.ndarray], Strategy, Strategy]
     return tensors, strategy_of(cuts[0]), strategy_of(cuts[1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(case=cut_for())
 def test_any_ranks_become_an_iteration_of_any_others_and_that_becomes_ranks(
     case: tuple[dict[str, np.ndarray], Strategy, Strategy],

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from merge_cases import random
 from rank_folders import assert_same_arrays, read_arrays, read_ranks, slices_of_rank, strategy_of, write_ranks
+from soak import examples
 from transform_cases import twice_cut, write_strategy
 
 from ckpt_tools import transform
@@ -17,7 +18,7 @@ from ckpt_tools.layout.model import Layout, Strategy
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(case=twice_cut())
 def test_any_layout_becomes_any_other(suffix: str, case: tuple[dict[str, np.ndarray], Strategy, Strategy]) -> None:
     tensors, before, after = case

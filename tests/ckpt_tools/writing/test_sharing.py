@@ -12,6 +12,7 @@ from helpers import materialise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lazy_cases import arrays, regions, shapes, stored
+from soak import examples
 
 from ckpt_tools.tensors.assembled import concatenated
 from ckpt_tools.tensors.dtypes import BY_NAME, DType, dtype_of
@@ -87,7 +88,7 @@ def wholes(draw: st.DrawFn, folder: Path) -> list[Recorded]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(data=st.data())
 def test_any_rectangles_in_any_files_are_written_right_and_read_once(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:

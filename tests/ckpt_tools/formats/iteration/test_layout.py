@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from iteration_folders import cell_region, cells, joined, write_file
+from soak import examples
 
 from ckpt_tools.formats import (
     MODEL,
@@ -73,7 +74,7 @@ def ranks_and_arrays(draw: st.DrawFn) -> tuple[Ranks, dict[str, np.ndarray]]:
     return ranks, arrays
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(ranks_and_arrays(), st.booleans(), st.sampled_from([None, "llama", "a-model-0000001"]))
 def test_what_is_laid_out_is_read_back(case, keep_replicas, prefix) -> None:  # type: ignore[no-untyped-def]
     ranks, arrays = case
