@@ -56,6 +56,13 @@ def output_options(command: Command) -> Command:
             "--dst-strategy", type=PATH, metavar="FILE|DIR", help="How the output is cut for ranks.  [default: whole]"
         ),
         click.option(
+            "--prefix",
+            default="checkpoint_",
+            show_default=True,
+            metavar="TEXT",
+            help="What the names of ranks' files begin with.",
+        ),
+        click.option(
             "--ranks",
             metavar="A-B",
             help="Write the files of these ranks alone, for a last call without --ranks that publishes all.",

@@ -36,6 +36,11 @@ __all__ = ["main", "merge_command"]
 @click.option(
     "--replicated", multiple=True, metavar="PATTERN", help="Tensors that strategies lack as every rank has all of them."
 )
+@click.option(
+    "--step",
+    metavar="STEP",
+    help="Which step of the training: of the adapters, or of a BASE that holds both.  [default: the latest]",
+)
 @click.option("--allow-unused", multiple=True, metavar="PATTERN", help="Adapter keys that may have no home in BASE.")
 @click.option("--allow-nonfinite", is_flag=True, help="Accept NaN, Inf and overflows.")
 @click.option("--check-crc/--no-check-crc", default=True, show_default=True, help="Check the CRC-32 of .ckpt inputs.")

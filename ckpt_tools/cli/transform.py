@@ -20,13 +20,6 @@ __all__ = ["main", "transform_command"]
     help="How SRC is cut: the strategy that its run saved, or the folder with those of all stages.  [default: whole]",
 )
 @click.option(
-    "--prefix",
-    default="checkpoint_",
-    show_default=True,
-    metavar="TEXT",
-    help="What the names of ranks' files begin with.",
-)
-@click.option(
     "--step", metavar="STEP", help="Which step: 9_1 of ranks' files, 120 of Checkpoint 2.0.  [default: the latest]"
 )
 @click.option(

@@ -4,11 +4,12 @@ from ckpt_tools.distributed.gathering import Gathered, gather
 from ckpt_tools.distributed.iteration_outputs import IterationFacts, iteration_facts, plan_iteration
 from ckpt_tools.distributed.iteration_sources import gather_iteration
 from ckpt_tools.distributed.opening import Opened, open_whole
-from ckpt_tools.distributed.rank_outputs import plan_ranks
+from ckpt_tools.distributed.rank_outputs import RANK_PREFIX, plan_ranks
 from ckpt_tools.distributed.replicas import compare_replicas, compare_unlisted, sample_replicas
 from ckpt_tools.distributed.scattering import Scattered, scatter
 
 __all__ = [
+    "RANK_PREFIX",
     "Gathered",
     "IterationFacts",
     "Opened",

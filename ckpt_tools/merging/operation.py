@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt_tools.distributed import Opened
+from ckpt_tools.distributed import RANK_PREFIX, Opened
 from ckpt_tools.fingerprint import fingerprint
 from ckpt_tools.formats import Checkpoint, check_crc
 from ckpt_tools.formats.model import NamedTensor
@@ -73,6 +73,8 @@ def merge(
     src_strategy: PathLike | None = None,
     adapter_strategy: PathLike | Sequence[PathLike] | None = None,
     dst_strategy: PathLike | None = None,
+    prefix: str = RANK_PREFIX,
+    step: str | None = None,
     replicated: Sequence[str] = (),
     dtype: str = "keep",
     format: str = "keep",
@@ -102,6 +104,9 @@ def merge(
         src_strategy: How the base's rank folders are cut: a strategy file, or a folder with those of all stages.
         adapter_strategy: The same for adapters in rank folders, one for all or one for each.
         dst_strategy: How the output is cut for ranks; by default it is whole.
+        prefix: What the names of the ranks' files begin with, as of `transform`.
+        step: Which step of the training, as `EPOCH_STEP` of ranks' files or `120` of iterations: of the adapters, or,
+            where there are none, of the base, which holds both. By default the latest.
         replicated: Patterns of names that the inputs' strategies may lack, since every rank holds all of them.
         dtype: `keep`, `bf16`, `fp16` or `fp32`: the type of all floating-point tensors of the output.
         format: `keep`, `ckpt`, `safetensors`, or `iteration`: a folder of MindFormers' Checkpoint 2.0.
@@ -138,7 +143,7 @@ def merge(
     each = _for_each(len(adapters), "--adapter-strategy", adapter_strategy)
     strategies = MergeStrategies.read(src_strategy, each, dst_strategy, replicated)
     paths = [Path(path) for path in adapters]
-    inputs = _open_inputs(Path(base), paths, strategies, options, allow_nonfinite, check_crc, progress)
+    inputs = _open_inputs(Path(base), paths, strategies, step, options, allow_nonfinite, check_crc, progress)
     folds = plan_folds(
         inputs.weights,
         inputs.adapters,
@@ -156,7 +161,7 @@ def merge(
     path = merge_output(inputs.base, output, format, strategies.target)
     size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
     plan = plan_merged(
-        inputs.opened, tensors, strategies.target, OutputOptions(path, format, size), draft.changes(renamed)
+        inputs.opened, tensors, strategies.target, OutputOptions(path, format, size), prefix, draft.changes(renamed)
     )
     part = part_of(plan, selected, 0 if strategies.target is None else strategies.target.ranks)
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
@@ -331,12 +336,13 @@ def _open_inputs(
     base_path: Path,
     adapter_paths: Sequence[Path],
     strategies: MergeStrategies,
+    step: str | None,
     options: Sequence[ScaleOption],
     allow_nonfinite: bool,
     with_crc: bool,
     progress: Progress,
 ) -> _Inputs:
-    opened, others = strategies.open(base_path, adapter_paths, progress)
+    opened, others = strategies.open(base_path, adapter_paths, step, progress)
     base, files = opened.base, [other.base for other in others]
     if with_crc:
         for file, expected in (item for checkpoint in (base, *files) for item in checkpoint.crc.items()):

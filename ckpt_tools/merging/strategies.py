@@ -18,7 +18,6 @@ from ckpt_tools.distributed import (
     sample_replicas,
     scatter,
 )
-from ckpt_tools.distributed.rank_outputs import RANK_PREFIX
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.layout import Strategy, read_strategy
@@ -76,17 +75,35 @@ class MergeStrategies:
                 known[path] = read_strategy(path)
         return cls(known[source], tuple(known[path] for path in adapters), known[target], tuple(replicated))
 
-    def open(self, base: Path, adapters: Sequence[Path], progress: Progress) -> tuple[Opened, list[Opened]]:
+    def open(
+        self, base: Path, adapters: Sequence[Path], step: str | None, progress: Progress
+    ) -> tuple[Opened, list[Opened]]:
         """Open the base and the adapters as whole checkpoints.
+
+        Args:
+            base: The base.
+            adapters: The adapters.
+            step: Which step of the adapters, or of a base that holds both; None for the latest.
+            progress: Told how far comparisons are.
 
         Raises:
             MismatchError: Files and strategies do not fit together, or ranks differ in what they all should hold.
             PetSurgeryError: As of `open_whole`.
         """
         options = ["--src-strategy"] + ["--adapter-strategy"] * len(adapters)
+        steps = [None if adapters else step] + [step] * len(adapters)
         opened = [
-            open_whole(path, strategy, replicated=self.replicated, may_leave_out=_is_optimizer_state, option=option)
-            for path, strategy, option in zip((base, *adapters), (self.source, *self.adapters), options, strict=True)
+            open_whole(
+                path,
+                strategy,
+                step=wanted,
+                replicated=self.replicated,
+                may_leave_out=_is_optimizer_state,
+                option=option,
+            )
+            for path, strategy, wanted, option in zip(
+                (base, *adapters), (self.source, *self.adapters), steps, options, strict=True
+            )
         ]
         differences = [problem for one in opened for problem in compare_unlisted(one.whole, progress)]
         if differences:
@@ -118,6 +135,7 @@ def plan_merged(
     tensors: Sequence[NamedTensor],
     target: Strategy | None,
     options: OutputOptions,
+    prefix: str,
     changes: Changes,
 ) -> Plan:
     """Lay a merge's output out, whole or for ranks.
@@ -127,6 +145,7 @@ def plan_merged(
         tensors: What is written, in order.
         target: How the output is cut; None for a whole one.
         options: What the user wants.
+        prefix: What the names of the ranks' files begin with.
         changes: What else has to be told.
 
     Raises:
@@ -140,10 +159,10 @@ def plan_merged(
         listed = frozenset(name for layouts in target.stages for name in layouts)
         scattered = scatter(Gathered(whole, parts), target, may_miss=lambda name: _is_folded(name, listed))
     if options.format == "iteration":
-        return plan_iteration(iteration_facts(base), whole, scattered, options, RANK_PREFIX, changes)
+        return plan_iteration(iteration_facts(base), whole, scattered, options, prefix, changes)
     if scattered is None:
         return plan_output(base.base, tensors, options, changes)
-    return plan_ranks(base.base, whole, scattered, options, RANK_PREFIX, changes.metadata)
+    return plan_ranks(base.base, whole, scattered, options, prefix, changes.metadata)
 
 
 def _is_folded(name: str, names: frozenset[str]) -> bool:

@@ -45,7 +45,7 @@ def write_ranks(
     for rank in range(strategy.ranks):
         held = slices_of_rank(tensors, strategy, rank)
         change(rank, held)
-        (folder / f"rank_{rank}").mkdir(parents=True)
+        (folder / f"rank_{rank}").mkdir(parents=True, exist_ok=True)
         save(folder / f"rank_{rank}" / name(rank), held, metadata=metadata)
     return folder
 

@@ -146,3 +146,42 @@ def test_rank_folders_need_the_strategy_that_is_theirs(tmp_path: Path) -> None:
     save(tmp_path / "lora.ckpt", ADAPTER)
     with pytest.raises(UsageError, match="Leave --adapter-strategy out"):
         merge(base, tmp_path / "lora.ckpt", alpha=8, src_strategy=strategy, adapter_strategy=strategy)
+
+
+def two_steps(folder: Path, arrays: Arrays, source: Strategy) -> Path:
+    """Ranks' files of two steps: the first has these arrays, the second zeros."""
+    for step, factor in ((9, 1), (10, 0)):
+        held = {name: array * np.array(factor, array.dtype) for name, array in arrays.items()}
+        write_ranks(folder, held, source, lambda rank, step=step: f"llama_rank_{rank}-1_{step}.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize("is_combined", [True, False])
+def test_a_step_is_that_of_the_training(tmp_path: Path, expected: Arrays, is_combined: bool) -> None:
+    arrays = BASE | ADAPTER if is_combined else ADAPTER
+    source = cut(arrays, (2,))
+    trained = two_steps(tmp_path / "trained", arrays, source)
+    strategy = written(tmp_path / "trained.strategy", source)
+    options = {"alpha": 8, "step": "1_9", "output": tmp_path / "out.ckpt"}
+    if is_combined:
+        merge(trained, src_strategy=strategy, **options)
+    else:
+        save(tmp_path / "base.ckpt", BASE)
+        merge(tmp_path / "base.ckpt", trained, adapter_strategy=strategy, **options)
+    assert_same_arrays(read_arrays(tmp_path / "out.ckpt"), expected)
+
+
+def test_a_step_of_what_has_none_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "base.ckpt", BASE)
+    save(tmp_path / "lora.ckpt", ADAPTER)
+    with pytest.raises(UsageError, match="--step: expected folders of ranks"):
+        merge(tmp_path / "base.ckpt", tmp_path / "lora.ckpt", alpha=8, step="1_9")
+
+
+def test_a_prefix_names_the_ranks_files(tmp_path: Path) -> None:
+    save(tmp_path / "base.ckpt", BASE)
+    save(tmp_path / "lora.ckpt", ADAPTER)
+    strategy = written(tmp_path / "dst", cut(BASE, (2,)))
+    options = {"alpha": 8, "dst_strategy": strategy, "output": tmp_path / "out"}
+    report = merge(tmp_path / "base.ckpt", tmp_path / "lora.ckpt", prefix="tuned_", **options)
+    assert report.files == ("rank_0/tuned_0.ckpt", "rank_1/tuned_1.ckpt")
