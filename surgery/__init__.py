@@ -1,7 +1,7 @@
 """The shared adapter core: what a PET method is, how its parameters are named and configured, and LoRA's algebra.
 
 Nothing here imports mindspore, torch or `ckpt_tools`, and only the readers of configuration files touch a disk. What
-`surgery.network` exports, `get_pet_model` and the adapters, is to be had from here too, and is imported when it is asked
+`surgery.network` exports, `get_pet_model` and the adapters, is to be had from here too: it is imported when it is asked
 for.
 """
 
@@ -13,7 +13,6 @@ from typing import Any
 from surgery.config import LoraConfig, Selection
 from surgery.config_files import find_adapter_config, read_adapter_config
 from surgery.grouping import LoraGroup, LoraPair, group_lora
-from surgery.mindformers_config import read_mindformers_adapter_config, read_run_yaml
 from surgery.methods import (
     AdapterConfig,
     BitFitConfig,
@@ -23,6 +22,7 @@ from surgery.methods import (
     PrefixTuningConfig,
     Ptuning2Config,
 )
+from surgery.mindformers_config import read_mindformers_adapter_config, read_run_yaml
 from surgery.naming import ParameterName, Role, classify
 from surgery.near import near_names
 from surgery.peft_config import read_peft_config
@@ -67,7 +67,15 @@ __all__ = [
 
 _OF_NETWORKS = frozenset(
     {
-        *("AdapterAdapter", "BitFitAdapter", "LoraAdapter", "LowRankAdapter", "PetAdapter", "PrefixTuningAdapter"),
+        *(
+            "AdapterAdapter",
+            "BitFitAdapter",
+            "DeltaCheckpoint",
+            "LoraAdapter",
+            "LowRankAdapter",
+            "PetAdapter",
+            "PrefixTuningAdapter",
+        ),
         *("Ptuning2Adapter", "get_pet_model", "inject", "load_ckpt", "merge_and_unload", "register_adapter", "unload"),
     }
 )

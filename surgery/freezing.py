@@ -174,9 +174,8 @@ def decide_freezing(
         raise UsageError(Problem("freezing", "neither a method nor globs", "a pet_type, include or exclude"))
     problems = _problems_of(rules, parameters)
     if method is not None and not any(method.trains(one.name) and one.has_gradient for one in parameters):
-        remedy = (
-            "Train what the network has" if method.target is Target.BIASES else "Add the method to the network first"
-        )
+        trains_what_is_there = method.target is Target.BIASES
+        remedy = "Choose another method" if trains_what_is_there else "Add the method to the network first"
         found = f"no parameter of {method.title} ({', '.join(method.trained)})"
         problems.append(Problem("the network", found, remedy=remedy))
     if problems:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from surgery.network.adapter import PetAdapter
 from surgery.network.bitfit import BitFitAdapter
 from surgery.network.bottleneck import AdapterAdapter
+from surgery.network.export import DeltaCheckpoint, save_delta
 from surgery.network.freezing import freeze, freeze_from_config
 from surgery.network.injection import Injection, InjectionReport, get_pet_model, inject
 from surgery.network.loading import LoadReport, load_ckpt
@@ -25,6 +26,7 @@ from surgery.network.unloading import merge_and_unload, unload
 __all__ = [
     "AdapterAdapter",
     "BitFitAdapter",
+    "DeltaCheckpoint",
     "Injection",
     "InjectionReport",
     "LoadReport",
@@ -44,5 +46,6 @@ __all__ = [
     "load_ckpt",
     "merge_and_unload",
     "register_adapter",
+    "save_delta",
     "unload",
 ]

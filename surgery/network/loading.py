@@ -148,7 +148,7 @@ def _problems_of(source: str, found: Mapping[str, LazyTensor], parameters: Mappi
 
 
 def _expected(found: Mapping[str, LazyTensor], parameters: Mapping[str, Any]) -> set[str]:
-    """What a checkpoint has to have: a network's weights, or what a tuned network trains, or both, as it has of them."""
+    """What a checkpoint has to have: a network's weights, or what tuning trains, or both, as it has of them."""
     trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
     weights = {name for name in parameters if classify(name).role is Role.WEIGHT}
     known = found.keys() & parameters.keys()

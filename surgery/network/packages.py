@@ -17,6 +17,7 @@ try:
     with usable_home():
         import mindformers.pet.pet_config as mindformers_pet_config
         from mindformers.models.configuration_utils import PretrainedConfig
+        from mindformers.models.glm2 import glm2_modules, glm2_transformer
         from mindformers.models.modeling_utils import PreTrainedModel
         from mindformers.modules import layers as mindformers_layers
         from mindformers.pet.models.prefix_tuning import PrefixTuningModel
@@ -75,9 +76,16 @@ Parameter = mindspore.Parameter
 Tensor = mindspore.Tensor
 Linear = mindformers_layers.Linear
 
-give_cast((LowRankLinear, mindformers_layers.RotaryEmbedding), ops.Cast())
+
+def _cells_of(*modules: Any) -> tuple[type[Any], ...]:
+    """The classes of cells that some modules define."""
+    classes = ((module, entry) for module in modules for entry in vars(module).values() if isinstance(entry, type))
+    return tuple(entry for module, entry in classes if entry.__module__ == module.__name__ and issubclass(entry, Cell))
 
 
 def is_cell_of(cell: Any, *kinds: Any) -> bool:
     """Whether a cell is of one of some classes, of which a version may lack some (None)."""
     return isinstance(cell, tuple(kind for kind in kinds if kind is not None))
+
+
+give_cast((LowRankLinear, *_cells_of(mindformers_layers, glm2_modules, glm2_transformer)), ops.Cast())

@@ -57,8 +57,9 @@ def _is_ours(home: Path) -> bool:
 def give_cast(kinds: tuple[type[Any], ...], cast: Any) -> None:
     """Give `self.cast` to cells that use it without having it.
 
-    `nn.Cell` had a `cast` in MindSpore 2.0.0 and has none from 2.7.0 on. MindPet 1.0.4's `LowRankLinear` and
-    MindFormers 1.3.2's `RotaryEmbedding`, so all of its LLaMA networks, still use it. Only these classes are changed.
+    `nn.Cell` had a `cast` in MindSpore 2.0.0 and has none from 2.7.0 on. Still used is it by MindPet 1.0.4's
+    `LowRankLinear`; in MindFormers 1.3.2 by `RotaryEmbedding`, so by all of its LLaMA networks, and by most of GLM2; in
+    1.9.0 by GLM2's `ChatGLM2RMSNorm`.
 
     Args:
         kinds: The classes.
