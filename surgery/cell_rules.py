@@ -154,10 +154,11 @@ def _obstacle(cell: CellFacts) -> str:
 
 def _nothing_selected(rule: CellRule, cells: Sequence[CellFacts], skipped: list[SkippedCell], body: str) -> Problem:
     linear = [cell.path for cell in cells if not cell.obstacle]
+    reasons = "; ".join(f"{cell.path} {cell.reason}" for cell in skipped[:_SHOWN])
     if not linear:
-        return Problem("target_modules", "a network without a linear layer that can be replaced", "one to change")
+        found = "a network without a linear layer that can be replaced"
+        return Problem("target_modules", f"{found} ({reasons})" if reasons else found, "one to change")
     if skipped:
-        reasons = "; ".join(f"{cell.path} {cell.reason}" for cell in skipped[:_SHOWN])
         return Problem("target_modules", f"{rule.target!r} selects no layer: {reasons}", remedy="Change the rule")
     within = [path for path in linear if path.startswith(f"{body}.")] if body and not rule.is_on_paths else linear
     names = within if rule.is_on_paths else list(dict.fromkeys(path.rpartition(".")[2] for path in within or linear))

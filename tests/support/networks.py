@@ -79,7 +79,7 @@ class PrefixNet(nn.Cell):
 
 
 FLOAT32 = dict.fromkeys(("compute_dtype", "param_init_type", "layernorm_compute_type"), "float32")
-TINY = {"batch_size": 2, "seq_length": TOKENS, "vocab_size": 128, "hidden_size": 64, "num_layers": 2, "num_heads": 4}
+TINY = {"batch_size": 2, "seq_length": TOKENS, "vocab_size": 128, "hidden_size": 64, "num_layers": 1, "num_heads": 4}
 _LLAMA = {"multiple_of": 32, "rotary_dtype": "float32", "softmax_compute_type": "float32"}
 _ON_CPU = {"use_flash_attention": False, "fused_rms_norm": False}
 
@@ -109,7 +109,7 @@ def glm2() -> nn.Cell:
     from mindformers.models.glm2 import glm2_modules
 
     glm2_modules.check_rmsnorm_big_kernel_valid = lambda *_: False  # a CPU has no such kernel
-    sizes = {"num_layers": 2, "padded_vocab_size": 128, "hidden_size": 64, "ffn_hidden_size": 96, "kv_channels": 16}
+    sizes = {"num_layers": 1, "padded_vocab_size": 128, "hidden_size": 64, "ffn_hidden_size": 96, "kv_channels": 16}
     heads = {"num_attention_heads": 4, "multi_query_group_num": 2}
     return ChatGLM2ForConditionalGeneration(
         ChatGLM2Config(batch_size=2, seq_length=TOKENS, **sizes, **heads, **FLOAT32, **_ON_CPU)
@@ -129,7 +129,7 @@ class ParallelCoreNet(nn.Cell):
 
         super().__init__()
         config = TransformerConfig(
-            num_attention_heads=4, num_layers=2, hidden_size=WIDTH, compute_dtype="float32", params_dtype="float32"
+            num_attention_heads=4, num_layers=1, hidden_size=WIDTH, compute_dtype="float32", params_dtype="float32"
         )
         init = init_method_normal(0.02, mindspore.float32)
         self.linear_qkv = ColumnParallelLinear(WIDTH, 3 * WIDTH, config, init_method=init)
@@ -168,7 +168,9 @@ def floats(*shape: int) -> np.ndarray:
 
 _IDS = (tokens(TOKENS),)
 MODELS = {
-    "plain": Model("a plain MindSpore network", PlainNet, r".*\.dense|.*\.mlp\.\d", (floats(3, WIDTH),), (floats(3, WIDTH),)),
+    "plain": Model(
+        "a plain MindSpore network", PlainNet, r".*\.dense|.*\.mlp\.\d", (floats(3, WIDTH),), (floats(3, WIDTH),)
+    ),
     "llama": Model("LLaMA", llama, ".*wq|.*wk|.*wv|.*wo", _IDS, (tokens(TOKENS + 1),)),
     "glm2": Model("ChatGLM2", glm2, ".*query_key_value|.*dense_4h_to_h", _IDS, (tokens(TOKENS), tokens(TOKENS))),
 }
