@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from surgery.errors import MismatchError, Problem
 from surgery.near import near_names
 
-__all__ = ["CellFacts", "CellRule", "SelectedCells", "SkippedCell", "select_cells"]
+__all__ = ["CellFacts", "CellRule", "SelectedCells", "SkippedCell", "is_on_paths", "select_cells"]
 
 _ASKS_FOR_DOT = re.compile(r"(?<!\\)(?:\\\\)*(?:\\\.|\[\.\])")
 _NOT_OF_NAMES = re.compile(r"\\.|[^\w.|]")
@@ -50,7 +50,7 @@ class CellRule:
     @property
     def is_on_paths(self) -> bool:
         """Whether it is tried on paths."""
-        return _is_on_paths(self.target)
+        return is_on_paths(self.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,8 @@ def select_cells(rule: CellRule, cells: Sequence[CellFacts], *, body: str = "") 
     return SelectedCells(tuple(selected), tuple(skipped))
 
 
-def _is_on_paths(expression: str) -> bool:
+def is_on_paths(expression: str) -> bool:
+    """Whether an expression asks for a dot, which no cell's own name has."""
     return _ASKS_FOR_DOT.search(expression) is not None
 
 
@@ -142,7 +143,7 @@ def _selected_on_names(rule: CellRule, cell: CellFacts, body: str) -> str | None
 def _exclusion(rule: CellRule, components: list[str]) -> str:
     path = ".".join(components)
     for pattern in rule.exclude:
-        found = re.fullmatch(pattern, path) if _is_on_paths(pattern) else re.match(pattern, components[-1])
+        found = re.fullmatch(pattern, path) if is_on_paths(pattern) else re.match(pattern, components[-1])
         if found:
             return f"excluded by exclude_layers ({pattern}, which matches {path!r})"
     return ""

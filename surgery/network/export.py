@@ -21,6 +21,7 @@ from ckpt_tools.writing.atomic import sync_folder
 from surgery.errors import MismatchError, Problem, UsageError
 from surgery.methods import LoraPetConfig, PetConfig, Target, method_for
 from surgery.network.arrays import array_of, lazy_of
+from surgery.network.layers import DEFAULT_TARGETS
 from surgery.network.packages import Cell, mindspore
 from surgery.pet_config import parse_pet_config
 from surgery.states import is_training_scalar, split_optimizer_state
@@ -165,7 +166,7 @@ def adapter_config(config: PetConfig, base: str) -> dict[str, Any]:
         "lora_dropout": config.lora_dropout,
         "peft_type": "LORA",
         "r": config.lora_rank,
-        "target_modules": (config.target_modules or "").split("|"),
+        "target_modules": (config.target_modules or DEFAULT_TARGETS).split("|"),
         "task_type": "CAUSAL_LM",
         _SECTION: {**section, "pet_config": said},
     }
