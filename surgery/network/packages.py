@@ -8,25 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 from surgery.errors import MissingExtraError, Problem
-from surgery.network.workarounds import give_cast, usable_home
+from surgery.network.workarounds import give_cast, give_log_folder
 
 try:
+    import mindformers.pet.pet_config as mindformers_pet_config
     import mindspore
+    from mindformers.models.configuration_utils import PretrainedConfig
+    from mindformers.models.glm2 import glm2_modules, glm2_transformer
+    from mindformers.models.modeling_utils import PreTrainedModel
+    from mindformers.modules import layers as mindformers_layers
+    from mindformers.pet.models.prefix_tuning import PrefixTuningModel
+    from mindformers.pet.models.ptuning2 import Ptuning2Model
+    from mindformers.pet.tuners import prefix_tuning_adapter as mindformers_prefix_tuning
+    from mindformers.pet.tuners import ptuning2_adapter as mindformers_ptuning2
+    from mindpet.delta.adapter import AdapterDense
+    from mindpet.delta.lora import LoRADense
+    from mindpet.delta.low_rank_adapter import LowRankAdapterDense, LowRankLinear
+    from mindpet.log import log as mindpet_log
     from mindspore import nn, ops
-
-    with usable_home():
-        import mindformers.pet.pet_config as mindformers_pet_config
-        from mindformers.models.configuration_utils import PretrainedConfig
-        from mindformers.models.glm2 import glm2_modules, glm2_transformer
-        from mindformers.models.modeling_utils import PreTrainedModel
-        from mindformers.modules import layers as mindformers_layers
-        from mindformers.pet.models.prefix_tuning import PrefixTuningModel
-        from mindformers.pet.models.ptuning2 import Ptuning2Model
-        from mindformers.pet.tuners import prefix_tuning_adapter as mindformers_prefix_tuning
-        from mindformers.pet.tuners import ptuning2_adapter as mindformers_ptuning2
-        from mindpet.delta.adapter import AdapterDense
-        from mindpet.delta.lora import LoRADense
-        from mindpet.delta.low_rank_adapter import LowRankAdapterDense, LowRankLinear
 except ModuleNotFoundError as error:
     raise MissingExtraError(
         Problem(
@@ -89,3 +88,4 @@ def is_cell_of(cell: Any, *kinds: Any) -> bool:
 
 
 give_cast((LowRankLinear, *_cells_of(mindformers_layers, glm2_modules, glm2_transformer)), ops.Cast())
+give_log_folder(mindpet_log.const)

@@ -7,48 +7,40 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["forget_graphs", "give_cast", "swap_in_lists", "usable_home"]
+__all__ = ["forget_graphs", "give_cast", "give_log_folder", "swap_in_lists"]
 
-# MindPet 1.0.4 opens its logs below $HOME/.cache/Huawei when it is imported.
-_MINDPET_LOGS = Path(".cache/Huawei/mxTuningKit/log")
+# Where MindPet 1.0.4 keeps its logs below HOME.
+_MINDPET_FOLDER = Path(".cache/Huawei/mxTuningKit")
 _HELD: list[tempfile.TemporaryDirectory[str]] = []
 
 
-@contextmanager
-def usable_home() -> Iterator[None]:
-    """Let MindPet be imported where HOME is missing, is another user's or may not be written to.
+def give_log_folder(constants: Any) -> None:
+    """Let MindPet write its logs to a temporary folder where HOME is missing, another user's, or cannot be written to.
 
-    MindPet 1.0.4 refuses to be imported there (`mindpet/log/log_utils.py` checks the owner of each folder). It finds a
-    temporary HOME while it is imported, and its logs go there; nothing else sees that.
+    MindPet 1.0.4 ends the process there at its first message (`mindpet/log/log.py`), and its freezing, which
+    MindFormers calls, begins with one.
+
+    Args:
+        constants: MindPet's object with the folder of its logs, which is None before the first message.
     """
     home = os.environ.get("HOME")
-    if home and _is_ours(Path(home)):
-        yield
-        return
-    folder = tempfile.TemporaryDirectory(prefix="mindpet-")
-    _HELD.append(folder)  # MindPet writes to it as long as the process lives
-    os.environ["HOME"] = folder.name
-    try:
-        yield
-    finally:
-        if home is None:
-            del os.environ["HOME"]
-        else:
-            os.environ["HOME"] = home
+    if constants.local_default_log_file_dir is None and not (home and _is_ours(Path(home))):
+        folder = tempfile.TemporaryDirectory(prefix="mindpet-")
+        _HELD.append(folder)  # it is written to as long as the process lives
+        constants.local_default_log_file_dir = folder.name
 
 
 def _is_ours(home: Path) -> bool:
-    """Whether the deepest folder of MindPet's logs that exists belongs to this user, who may write there."""
-    folder = home / _MINDPET_LOGS
+    """Whether HOME is this user's, who may write to the deepest folder of MindPet's that is there."""
+    folder = home / _MINDPET_FOLDER
     while not folder.exists() and folder != home:
         folder = folder.parent
     try:
-        owner = folder.stat().st_uid
+        owner = home.stat().st_uid
     except OSError:
         return False
     return owner == os.geteuid() and os.access(folder, os.W_OK | os.X_OK)

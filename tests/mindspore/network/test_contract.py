@@ -13,6 +13,8 @@ import pytest
 from mindspore import nn
 from networks import WIDTH, PlainNet, PrefixNet, changed, floats, output, seed, train, use_mode, values
 
+from examples.ia3_adapter import Ia3Adapter
+from examples.ia3_method import Ia3Config
 from surgery.methods import (
     AdapterConfig,
     BitFitConfig,
@@ -26,7 +28,7 @@ from surgery.methods import (
     Ptuning2Config,
     method_for,
 )
-from surgery.network import inject, load_ckpt, save_delta
+from surgery.network import adapter_of, inject, load_ckpt, save_delta
 from surgery.network.cells import slots_of
 from surgery.network.layers import dtype_name, select_layers, target_of
 from surgery.network.prefixes import shape_of
@@ -199,3 +201,13 @@ class TestPtuning2WithoutProjection(Contract):
 class TestPrefixTuning(Contract):
     config = PrefixTuningConfig(prefix_token_num=4, mid_dim=8, dropout_rate=0.0)
     kind = PrefixNet
+
+
+class TestIa3(Contract):
+    """The method that docs/adapters.md adds."""
+
+    config = Ia3Config(target_modules=RULE)
+    is_exact_when_fresh = True
+
+    def test_it_is_known_by_its_name(self) -> None:
+        assert adapter_of("ia3") is Ia3Adapter
