@@ -1,11 +1,12 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-core soak conformance check lint format bench bench-transform clean
+.PHONY: help demo test test-classic test-core soak conformance check lint format bench bench-transform clean
 
 help:
 	@echo "make demo         merge an adapter into a real model and read the result back (1 minute, 1.2 GB of disk)"
 	@echo "make test         all tests but conformance, on real MindSpore, MindPet, MindFormers and Ray"
+	@echo "make test-classic the tests of networks on the last MindFormers with GPT-2, 1.3.2 on MindSpore 2.7.2"
 	@echo "make test-core    the tests that need neither MindSpore nor Ray"
 	@echo "make soak         random layouts by the thousand, against an oracle and MindSpore (SOAK=20: how many times more)"
 	@echo "make conformance  against PyTorch, PEFT and transformers"
@@ -47,6 +48,11 @@ endef
 		exit 1; }
 	@touch $@
 
+.venv-classic/.complete: $(BUILD)
+	$(call make_venv,.venv-classic)
+	@.venv-classic/bin/python -m pip install -qq --editable '.[classic,test]'
+	@touch $@
+
 # Apart from .venv: MindSpore holds numpy below 2, whose annotations strict mypy needs.
 .venv-dev/.complete: $(BUILD)
 	$(call make_venv,.venv-dev)
@@ -80,6 +86,9 @@ demo: .venv-demo/.complete
 test: .venv/.complete
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
 
+test-classic: .venv-classic/.complete
+	@.venv-classic/bin/python -m pytest tests/mindspore/network tests/classic $(PYTEST_ARGS)
+
 test-core: .venv-dev/.complete
 	@.venv-dev/bin/python -m pytest --ignore tests/mindspore --ignore tests/ray $(PYTEST_ARGS)
 
@@ -110,7 +119,7 @@ bench-transform: .venv-bench/.complete .venv/.complete
 	@.venv-bench/bin/python benchmarks/transform.py --mindspore-python .venv/bin/python $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv .venv-dev .venv-demo .venv-conformance .venv-bench build dist demo bench-work
+	rm -rf .venv .venv-classic .venv-dev .venv-demo .venv-conformance .venv-bench build dist demo bench-work
 	rm -f ckpt_tools/tensors/_native.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find surgery ckpt_tools tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

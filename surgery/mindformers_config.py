@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from surgery.config import LoraConfig, Selection
 from surgery.documents import read_json, read_yaml
 from surgery.errors import MismatchError, Problem
+from surgery.mindformers_sections import PLACES, pet_sections
 from surgery.options import Options, is_unset
 
 __all__ = ["parse_mindformers_manifest", "parse_run", "read_mindformers_adapter_config", "read_run_yaml"]
@@ -85,7 +85,10 @@ def parse_mindformers_manifest(values: dict[str, Any], source: str) -> LoraConfi
 
 def parse_run(values: dict[str, Any], source: str) -> LoraConfig:
     """The same of a run's mapping. See `read_run_yaml`."""
-    found = [_parse(f"{source}: {name}", section, selection, source) for name, section, selection in _sections(values)]
+    found = [
+        _parse(f"{source}: {section.name}", section.values, section.selection, source)
+        for section in pet_sections(values)
+    ]
     if not found:
         includes = values.get("base_config")
         remedy = (
@@ -95,7 +98,7 @@ def parse_run(values: dict[str, Any], source: str) -> LoraConfig:
             Problem(
                 source,
                 "no section on LoRA",
-                "model.model_config.pet_config, model.arch.pet, lora_config or pet_config",
+                PLACES,
                 remedy,
             )
         )
@@ -104,29 +107,6 @@ def parse_run(values: dict[str, Any], source: str) -> LoraConfig:
             Problem(source, "several sections on LoRA that differ", "one, or the same in each", "Remove the wrong one")
         )
     return found[0]
-
-
-def _sections(values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], Selection]]:
-    model = _mapping(values, "model")
-    pet_config = _mapping(model, "model_config").get("pet_config")
-    if isinstance(pet_config, dict):
-        yield "model.model_config.pet_config", pet_config, Selection.MINDFORMERS
-    pet = _mapping(_mapping(model, "arch"), "pet")
-    if pet:
-        inner = {"pet_type": pet.get("pet_type"), **_mapping(pet, "pet_config")}
-        yield "model.arch.pet", inner, Selection.MINDFORMERS
-    if isinstance(values.get("lora_config"), dict):
-        yield "lora_config", values["lora_config"], Selection.MINDFORMERS_PYNATIVE
-    if isinstance(values.get("pet_config"), dict):
-        inner = {"pet_type": values.get("pet_type"), **values["pet_config"]}
-        yield "pet_config", inner, Selection.MINDFORMERS
-    if "model" not in values and not values.keys().isdisjoint({"lora_rank", "lora_alpha"}):
-        yield "the whole file", dict(values), Selection.MINDFORMERS
-
-
-def _mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = values.get(key)
-    return value if isinstance(value, dict) else {}
 
 
 def _parse(where: str, section: dict[str, Any], selection: Selection, source: str) -> LoraConfig:

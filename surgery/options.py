@@ -25,7 +25,9 @@ class Options:
 
     def __init__(self, where: str, values: dict[str, Any]) -> None:
         self.where = where
-        self.values = values
+        self.values: dict[str, Any] = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
+        }
         self.problems: list[Problem] = []
 
     def given(self, name: str) -> bool:
@@ -37,7 +39,7 @@ class Options:
         value = self.values.get(name)
         if value is None or isinstance(value, bool):
             return bool(value)
-        self._wrong(name, "true or false")
+        self.refuse(name, "true or false")
         return False
 
     def whole(self, name: str) -> int | None:
@@ -45,7 +47,7 @@ class Options:
         value = self.values.get(name)
         if value is None or _is_whole(value):
             return value
-        self._wrong(name, "a whole number")
+        self.refuse(name, "a whole number")
         return None
 
     def number(self, name: str) -> float | None:
@@ -53,7 +55,7 @@ class Options:
         value = self.values.get(name)
         if value is None or _is_number(value):
             return None if value is None else float(value)
-        self._wrong(name, "a number")
+        self.refuse(name, "a number")
         return None
 
     def text(self, name: str) -> str:
@@ -61,7 +63,7 @@ class Options:
         value = self.values.get(name)
         if value is None or isinstance(value, str):
             return value or ""
-        self._wrong(name, "a string")
+        self.refuse(name, "a string")
         return ""
 
     def choice(self, name: str, *choices: str) -> str:
@@ -69,7 +71,7 @@ class Options:
         value = self.values.get(name)
         if value is None or value in choices:
             return value or choices[0]
-        self._wrong(name, " or ".join(choices))
+        self.refuse(name, " or ".join(choices))
         return choices[0]
 
     def names(self, name: str) -> tuple[str, ...]:
@@ -77,7 +79,7 @@ class Options:
         value = self.values.get(name)
         if value is None or (isinstance(value, list) and all(isinstance(entry, str) for entry in value)):
             return tuple(value or ())
-        self._wrong(name, "a list of strings")
+        self.refuse(name, "a list of strings")
         return ()
 
     def names_or_expression(self, name: str) -> tuple[str, ...] | str | None:
@@ -95,7 +97,7 @@ class Options:
             return value
         if isinstance(value, list) and all(_is_whole(entry) for entry in value):
             return tuple(value)
-        self._wrong(name, "a list of whole numbers")
+        self.refuse(name, "a list of whole numbers")
         return None
 
     def numbers_by_expression(self, name: str, *, whole: bool) -> dict[str, Any]:
@@ -105,7 +107,7 @@ class Options:
             return {}
         fits = _is_whole if whole else _is_number
         if not isinstance(value, dict) or not all(isinstance(k, str) and fits(v) for k, v in value.items()):
-            self._wrong(name, f"an object of names and {'whole ' if whole else ''}numbers")
+            self.refuse(name, f"an object of names and {'whole ' if whole else ''}numbers")
             return {}
         for pattern in value:
             self.expression(name, pattern)
@@ -129,7 +131,8 @@ class Options:
         if self.problems:
             raise CorruptInputError(self.problems)
 
-    def _wrong(self, name: str, expected: str) -> None:
+    def refuse(self, name: str, expected: str) -> None:
+        """Report that an option's value is none that it may have."""
         shown = repr(self.values[name])
         shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
         self.problems.append(Problem(f"{self.where}: {name}", shown, expected))

@@ -142,7 +142,7 @@ _RULES: Mapping[str, _Rule] = {
             *("task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "lora_dropout"),
             *("megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
             *("velora_config", "monteclora_config", "qalora_group_size", "runtime_config"),
-            "merge_weights",
+            *("merge_weights", "pet_surgery"),
         ),
         _HARMLESS,
     ),
@@ -196,8 +196,11 @@ _MINDFORMERS_KEYS = frozenset(
 
 
 def _is_by_mindformers(values: Mapping[str, Any]) -> bool:
-    """Whether `LoraModel.save_pet_config` of MindFormers wrote the file: these keys, and a base called "none"."""
-    return values.keys() == _MINDFORMERS_KEYS and values["base_model_name_or_path"] == "none"
+    """Whether `LoraModel.save_pet_config` of MindFormers wrote the file: these keys, and a base called "none".
+
+    `surgery.network` writes the same, and a section of its own.
+    """
+    return values.keys() - {"pet_surgery"} == _MINDFORMERS_KEYS and values["base_model_name_or_path"] == "none"
 
 
 def _target_modules(options: Options) -> tuple[str, ...] | str | None:

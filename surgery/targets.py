@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from surgery.cell_rules import is_on_paths
 from surgery.config import LoraConfig, Selection
 
 __all__ = ["Verdict", "selects"]
@@ -102,8 +103,13 @@ def _selects_as_mindformers(config: LoraConfig, layer: str, *, is_linear: bool) 
     Graph mode (`pet/tuners/lora_adapter.py` and `pet/models/lora.py`, 1.9.0) walks down from the network's body and
     tries `re.match` on the name that each cell has in its parent: an excluded cell is left with all that is in it, and
     of a selected one that is no linear layer nothing is looked at any more. PyNative (`pynative/pet/lora_adapter.py`,
-    2.1) tries `re.search` on the path, and excludes a cell with all that is in it likewise.
+    2.1) tries `re.search` on the path, and excludes a cell with all that is in it likewise. A rule that asks for a dot
+    is one of `surgery.network`, on paths.
     """
+    if config.selection is Selection.MINDFORMERS and is_on_paths(str(config.target_modules)):
+        if not re.fullmatch(str(config.target_modules), layer):
+            return Verdict(False, f"is not selected by target_modules ({config.target_modules})")
+        return Verdict(True, f"is selected by target_modules ({config.target_modules})")
     components = layer.split(".")
     if config.selection is Selection.MINDFORMERS and len(components) > 1 and components[0] in _MINDFORMERS_BODIES:
         del components[0]

@@ -78,6 +78,9 @@ def mindformers(target_modules: str | None, *exclude: str, path: bool = False) -
         (mindformers("w.", "attention"), "model.layers.0.attention.wq", False),
         (mindformers("w.", "0"), "model.layers.0.attention.wq", False),
         (mindformers(None), "model.layers.0.attention.wq", False),
+        (mindformers(r".*\.0\..*\.wq|lm_head"), "model.layers.0.attention.wq", True),  # asks for a dot: a path
+        (mindformers(r".*\.0\..*\.wq|lm_head"), "model.layers.1.attention.wq", False),
+        (mindformers(r"wq\.?"), "model.layers.1.attention.wq", False),
         (mindformers("linear_(qkv|proj)$", path=True), "model.decoder.layers.0.self_attention.linear_qkv", True),
         (mindformers("attention.linear_qkv", path=True), "model.decoder.layers.0.self_attention.linear_qkv", True),
         (mindformers("linear_qk$", path=True), "model.decoder.layers.0.self_attention.linear_qkv", False),

@@ -1,0 +1,1 @@
+"""Tests of what only the classic pair of packages has: `make test-classic`."""
