@@ -11,19 +11,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ckpt_tools.formats import Checkpoint, open_checkpoint
     from ckpt_tools.merging import merge
-    from ckpt_tools.reports import MergeReport, TransformReport
+    from ckpt_tools.reports import MergeReport, SplitReport, TransformReport
     from ckpt_tools.saving import save_checkpoint
+    from ckpt_tools.splitting import split
     from ckpt_tools.transforming import transform
 
-__all__ = ["Checkpoint", "MergeReport", "TransformReport", "merge", "open_checkpoint", "save_checkpoint", "transform"]
+__all__ = [
+    "Checkpoint",
+    "MergeReport",
+    "SplitReport",
+    "TransformReport",
+    "merge",
+    "open_checkpoint",
+    "save_checkpoint",
+    "split",
+    "transform",
+]
 
 _HOMES = {
     "Checkpoint": "ckpt_tools.formats",
     "MergeReport": "ckpt_tools.reports",
+    "SplitReport": "ckpt_tools.reports",
     "TransformReport": "ckpt_tools.reports",
     "merge": "ckpt_tools.merging",
     "open_checkpoint": "ckpt_tools.formats",
     "save_checkpoint": "ckpt_tools.saving",
+    "split": "ckpt_tools.splitting",
     "transform": "ckpt_tools.transforming",
 }
 

@@ -4,6 +4,9 @@ A base's fingerprint is BLAKE3 over its tensors, sorted by name; each contribute
 windows of up to 16 elements (see `sample_regions`). It costs four small reads a tensor whatever the size of the model,
 does not depend on the format, the order or the sharding, and changes with the type, a name, or a value in a window. It
 tells bases apart; it does not prove that two are equal. An adapter's digest covers every byte of its tensors.
+
+An adapter carries the fingerprint of the tensors that it changes, which has no names and no types: it is the same
+whatever the base's names were translated to, and after a cast that keeps the values.
 """
 
 from __future__ import annotations
@@ -16,9 +19,12 @@ from blake3 import blake3
 from ckpt_tools.tensors.casts import count_nonfinite, widen
 from ckpt_tools.tensors.lazy import LazyTensor, Region, bands
 
-__all__ = ["content_digest", "fingerprint", "same_values", "sample_regions"]
+__all__ = ["TARGETS_VERSION", "content_digest", "fingerprint", "same_values", "sample_regions", "target_fingerprint"]
 
 _VERSION = "pet-fp1"
+TARGETS_VERSION = "pet-ft1"
+"""How the fingerprint of an adapter's targets begins."""
+
 _WINDOWS = 4
 _WINDOW_ELEMENTS = 16
 _BAND_ELEMENTS = 2**20
@@ -37,6 +43,24 @@ def fingerprint(tensors: Mapping[str, LazyTensor]) -> str:
         for region in sample_regions(tensor.shape):
             digest.update(_bytes_of(tensor.read(region)))
     return f"{_VERSION}:{digest.hexdigest()}"
+
+
+def target_fingerprint(tensors: Iterable[LazyTensor]) -> str:
+    """The fingerprint of the weights that an adapter changes, `pet-ft1:` and 64 hexadecimal digits.
+
+    BLAKE3 over the sorted digests of the tensors, each of which is BLAKE3 over its shape, in decimal digits with commas
+    between, a zero byte, and the windows of `sample_regions` as little-endian float32.
+
+    Args:
+        tensors: The base's weights; neither the order nor their names and types matter.
+    """
+    digests = []
+    for tensor in tensors:
+        digest = blake3(f"{','.join(map(str, tensor.shape))}\0".encode())
+        for region in sample_regions(tensor.shape):
+            digest.update(_bytes_of(widen(tensor.read(region)).astype("<f4")))
+        digests.append(digest.digest())
+    return f"{TARGETS_VERSION}:{blake3(b''.join(sorted(digests))).hexdigest()}"
 
 
 def sample_regions(shape: tuple[int, ...]) -> Iterator[Region]:

@@ -45,6 +45,7 @@ class LoraConfig:
         ensure_weight_tying: Whether a layer that is tied to a selected one has the same adapter.
         selection: How the layers are selected by the options above.
         base_model_name: What the file calls the base; empty where it does not.
+        base_fingerprint: The fingerprint of the base that the adapter belongs to; empty where the file has none.
     """
 
     source: str
@@ -65,6 +66,7 @@ class LoraConfig:
     ensure_weight_tying: bool = False
     selection: Selection = Selection.PEFT
     base_model_name: str = ""
+    base_fingerprint: str = ""
 
     def rank_of(self, layer: str) -> int | None:
         """The rank that the configuration gives a layer; the shapes have the last word."""

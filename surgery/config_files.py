@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from surgery.adapter_files import SECTION
 from surgery.config import LoraConfig
 from surgery.documents import read_json, read_yaml
 from surgery.mindformers_config import parse_mindformers_manifest, parse_run
 from surgery.peft_config import parse_peft_config
 
-__all__ = ["find_adapter_config", "read_adapter_config"]
+__all__ = ["find_adapter_config", "parse_adapter_config", "read_adapter_config"]
 
 # Where both lie in one folder, the manifest wins, as in MindFormers: it is written with the checkpoint, while
 # `adapter_config.json` may be of an earlier run into the same output folder.
@@ -56,9 +59,22 @@ def read_adapter_config(path: str | os.PathLike[str]) -> LoraConfig:
         file = next((file / name for name in _NAMES if (file / name).is_file()), file / _NAMES[-1])
     if file.suffix.lower() in {".yaml", ".yml"}:
         return parse_run(read_yaml(file), str(file))
-    values = read_json(file)
+    return parse_adapter_config(read_json(file), str(file))
+
+
+def parse_adapter_config(values: dict[str, Any], source: str) -> LoraConfig:
+    """The same of a JSON object. See `read_adapter_config`.
+
+    Args:
+        values: The object.
+        source: Where it was read from.
+    """
     if "peft_type" in values:
-        return parse_peft_config(values, str(file))
-    if "format" in values:
-        return parse_mindformers_manifest(values, str(file))
-    return parse_run(values, str(file))  # a run's configuration, saved as JSON
+        config = parse_peft_config(values, source)
+    elif "format" in values:
+        config = parse_mindformers_manifest(values, source)
+    else:
+        config = parse_run(values, source)  # a run's configuration, saved as JSON
+    section = values.get(SECTION)
+    said = section.get("base_fingerprint") if isinstance(section, dict) else None
+    return replace(config, base_fingerprint=said) if isinstance(said, str) else config

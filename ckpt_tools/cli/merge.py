@@ -42,6 +42,7 @@ __all__ = ["main", "merge_command"]
     help="Which step of the training: of the adapters, or of a BASE that holds both.  [default: the latest]",
 )
 @click.option("--allow-unused", multiple=True, metavar="PATTERN", help="Adapter keys that may have no home in BASE.")
+@click.option("--allow-other-base", is_flag=True, help="Accept another BASE than the one that an ADAPTER was made of.")
 @click.option("--allow-nonfinite", is_flag=True, help="Accept NaN, Inf and overflows.")
 @click.option("--check-crc/--no-check-crc", default=True, show_default=True, help="Check the CRC-32 of .ckpt inputs.")
 @output_options

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from ckpt_tools.fingerprint import content_digest
 from ckpt_tools.formats import Checkpoint
+from ckpt_tools.formats.strict_json import parse_json
 from ckpt_tools.tensors.lazy import LazyTensor
+from surgery.adapter_files import METADATA_CONFIG, METADATA_FINGERPRINT
 from surgery.config import LoraConfig
-from surgery.config_files import find_adapter_config, read_adapter_config
-from surgery.errors import MismatchError, NonFiniteError, Problem
+from surgery.config_files import find_adapter_config, parse_adapter_config, read_adapter_config
+from surgery.errors import CorruptInputError, MismatchError, NonFiniteError, Problem
 from surgery.grouping import LoraGroup, LoraPair, group_lora
 from surgery.scaling import lora_scaling
 
@@ -53,6 +55,7 @@ class Adapter:
         looked_at: Where a configuration was looked for.
         option: What the command line says about the scale.
         digest: Over the content of all that is folded or put in place.
+        base_fingerprint: That of the base that it belongs to, where its file or its configuration has it.
     """
 
     path: Path
@@ -62,6 +65,7 @@ class Adapter:
     looked_at: tuple[Path, ...]
     option: ScaleOption
     digest: str
+    base_fingerprint: str = ""
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -98,7 +102,9 @@ def load_adapter(
         raise NonFiniteError(
             Problem(f"{checkpoint.path}, {name}", "NaN or Inf", "finite values", remedy) for name in nonfinite
         )
-    return Adapter(checkpoint.path, tensors, group, config, looked_at, option, digest)
+    said = checkpoint.metadata.get(METADATA_FINGERPRINT, "") if not is_combined else ""
+    fingerprint = said or (config.base_fingerprint if config is not None else "")
+    return Adapter(checkpoint.path, tensors, group, config, looked_at, option, digest, fingerprint)
 
 
 def pair_keys(pair: LoraPair) -> tuple[str, ...]:
@@ -148,5 +154,12 @@ def _unknown_alpha(adapter: Adapter) -> Problem:
 def _configuration(checkpoint: Checkpoint, option: ScaleOption) -> tuple[LoraConfig | None, tuple[Path, ...]]:
     if option.config is not None:
         return read_adapter_config(option.config), ()
+    inside = checkpoint.metadata.get(METADATA_CONFIG)
+    if inside is not None:
+        where = f"{checkpoint.path}, metadata {METADATA_CONFIG}"
+        values = parse_json(inside.encode(), where)
+        if not isinstance(values, dict):
+            raise CorruptInputError(Problem(where, "something else", "a JSON object"))
+        return parse_adapter_config(values, where), ()
     found, looked_at = find_adapter_config(checkpoint.path)
     return (read_adapter_config(found) if found is not None else None), looked_at

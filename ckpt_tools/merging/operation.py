@@ -18,6 +18,7 @@ from ckpt_tools.formats import Checkpoint, check_crc
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.merging.accounting import BaseKeys, huggingface_config, quantisation_problem, sort_keys
 from ckpt_tools.merging.adapters import Adapter, ScaleOption, load_adapter, scale_origin
+from ckpt_tools.merging.belonging import other_bases
 from ckpt_tools.merging.fold_plan import FoldPlan
 from ckpt_tools.merging.folds import plan_folds
 from ckpt_tools.merging.strategies import MergeStrategies, merge_output, plan_merged
@@ -83,6 +84,7 @@ def merge(
     ranks: str | Iterable[int] | None = None,
     allow_unused: Sequence[str] = (),
     allow_nonfinite: bool = False,
+    allow_other_base: bool = False,
     check_crc: bool = True,
     force: bool = False,
     dry_run: bool = False,
@@ -116,6 +118,7 @@ def merge(
             which writes what is missing and publishes the output.
         allow_unused: Patterns of adapter keys that may have no home in the base.
         allow_nonfinite: Accept NaN, Inf and overflows.
+        allow_other_base: Accept a base that is not the one whose fingerprint an adapter has.
         check_crc: Check the CRC-32 of inputs that have one; costs a read of them.
         force: Replace an existing output.
         dry_run: Plan and check, write nothing.
@@ -152,9 +155,11 @@ def merge(
         allow_unused=allow_unused,
     )
     problems = [*_base_problems(inputs), *folds.problems]
+    base_fingerprint = "" if problems else fingerprint(inputs.weights)
+    if not (problems or allow_other_base):
+        problems = other_bases(inputs.adapters, folds, inputs.weights, base_fingerprint)
     if problems:
         raise MismatchError(problems)
-    base_fingerprint = fingerprint(inputs.weights)
     target = None if dtype == "keep" else BY_NAME[dtype]
     draft = _Draft(inputs, folds, target, base_fingerprint, check_finite=not allow_nonfinite)
     tensors, renamed = rename_tensors(draft.tensors(), names)

@@ -1,0 +1,49 @@
+"""Whether a base is the one that an adapter was trained on, by the fingerprint that the adapter carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ckpt_tools.fingerprint import TARGETS_VERSION, target_fingerprint
+from ckpt_tools.merging.adapters import Adapter
+from ckpt_tools.merging.fold_plan import FoldPlan
+from ckpt_tools.tensors.lazy import LazyTensor
+from surgery.errors import Problem
+
+__all__ = ["other_bases"]
+
+
+def other_bases(
+    adapters: Sequence[Adapter], folds: FoldPlan, weights: Mapping[str, LazyTensor], base_fingerprint: str
+) -> list[Problem]:
+    """The adapters that belong to another base.
+
+    Args:
+        adapters: The adapters.
+        folds: What is added to which weight; all pairs of an adapter are among it, or nothing is known of its base.
+        weights: The base's weights.
+        base_fingerprint: That of all of them, as `ckpt_tools.fingerprint.fingerprint` defines it.
+    """
+    problems = []
+    for adapter in adapters:
+        said = adapter.base_fingerprint
+        actual = base_fingerprint
+        if said.startswith(TARGETS_VERSION):
+            names = [
+                name
+                for name, fold in folds.folds.items()
+                if any(use.adapter == str(adapter.path) and use.rank is not None for use in fold.uses)
+            ]
+            if len(names) != len(adapter.group.pairs):
+                continue  # some were left out with --allow-unused
+            actual = target_fingerprint(weights[folds.untied.get(name, name)] for name in names)
+        if said and said.partition(":")[0] == actual.partition(":")[0] and said != actual:
+            problems.append(
+                Problem(
+                    str(adapter.path),
+                    f"an adapter of the base {said[:20]}..., where this one is {actual[:20]}...",
+                    "the base that the adapter was trained on",
+                    "Its weights have other values: give that base, or accept this one with --allow-other-base",
+                )
+            )
+    return problems

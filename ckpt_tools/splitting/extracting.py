@@ -1,0 +1,253 @@
+"""A LoRA extracted from a full fine-tune: what changed of each matrix, by its nearest product of two narrow ones."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from ckpt_tools.distributed import Opened
+from ckpt_tools.fingerprint import same_values, target_fingerprint
+from ckpt_tools.progress import Progress
+from ckpt_tools.reports import ExtractedLayer
+from ckpt_tools.splitting.selection import Selected
+from ckpt_tools.tensors.casts import cast_array, widen
+from ckpt_tools.tensors.dtypes import BY_NAME, DType
+from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored, bands, full_region
+from ckpt_tools.tensors.sources import open_source
+from surgery.errors import MismatchError, Problem
+from surgery.extraction import LowRank, extract_low_rank, rounding_edge
+from surgery.lowrank import lora_delta
+from surgery.naming import Role, classify
+from surgery.near import near_names
+from surgery.spelling import spell
+from surgery.translation import naming_of
+
+__all__ = ["Extracted", "ExtractionOptions", "extract_delta"]
+
+_BAND_ELEMENTS = 2**20
+
+_LOOKED_UP = frozenset(
+    {"embed_tokens", "tok_embeddings", "word_embeddings", "wte", "wpe", "embed_in", "position_embeddings", "embedding"}
+)
+_HEADS = frozenset({"lm_head", "embed_out", "output_layer"})  # often tied to the embedding
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractionOptions:
+    """How a LoRA is extracted.
+
+    Attributes:
+        rank: The rank of every layer; None for the least that has the energy.
+        energy: The share of a layer's change to keep.
+        embeddings: What of changed embeddings and output heads: `save` them whole, `extract` them, or `skip` them.
+        exclude: Globs of tensors that stay as they are in the base.
+        seed: Of the randomised SVD.
+        dtype: The type of A and B.
+        threads: For the products.
+    """
+
+    rank: int | None = None
+    energy: float = 1.0
+    embeddings: str = "save"
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+    dtype: DType = BY_NAME["fp32"]
+    threads: int = 1
+
+
+@dataclass(slots=True)
+class Extracted:
+    """What was extracted.
+
+    Attributes:
+        tensors: A and B of the changed matrices, and what is saved whole.
+        alphas: Layer to alpha, which is its rank: the scale is 1.
+        layers: The proof.
+        skipped: Names of what changed and is not in the adapter.
+        fingerprint: That of the base's weights behind A and B.
+    """
+
+    tensors: dict[str, LazyTensor] = field(default_factory=dict)
+    alphas: dict[str, float] = field(default_factory=dict)
+    layers: list[ExtractedLayer] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    fingerprint: str = ""
+
+    def selected(self) -> Selected:
+        """All of it as a delta."""
+        return Selected(tuple(classify(name) for name in self.tensors), (), ())
+
+
+@contextmanager
+def extract_delta(tuned: Opened, base: Opened, options: ExtractionOptions, progress: Progress) -> Iterator[Extracted]:
+    """Extract a LoRA; its tensors lie in a temporary file, which is gone behind the block.
+
+    Args:
+        tuned: The full fine-tune.
+        base: What it was tuned from.
+        options: How.
+        progress: Told how many bytes of the fine-tune are done.
+
+    Raises:
+        MismatchError: The two are not one network, or nothing changed; all problems at once.
+    """
+    names = _common_names(tuned, base, options.exclude)
+    family = "peft" if naming_of(names) == "huggingface" else "mindpet"
+    with tempfile.TemporaryDirectory(prefix="pet-split-") as folder:
+        yield _extract(
+            names, tuned.base.tensors, base.base.tensors, options, family, Path(folder) / "factors", progress
+        )
+
+
+def _common_names(tuned: Opened, base: Opened, exclude: Sequence[str]) -> list[str]:
+    """The weights that both have, which have to be of the same shapes."""
+    before = base.base.tensors
+    names, problems = [], []
+    for name, tensor in tuned.base.tensors.items():
+        role = classify(name, tuned.base.tensors).role
+        if role in (Role.OPTIMIZER, Role.SCALAR) or any(fnmatchcase(name, glob) for glob in exclude):
+            continue
+        where = f"{tuned.base.path}, {name}"
+        if role is not Role.WEIGHT:
+            found = f"{role.value}, of an adapter"
+            problems.append(
+                Problem(where, found, "weights of a full fine-tune", "Leave --base out: it is split as it is")
+            )
+        elif name not in before:
+            near = near_names(name, before)
+            likely = f"Is it {' or '.join(near)}? " if near else ""
+            remedy = f"{likely}Translate the names with pet-transform --names, or leave it out with --exclude"
+            problems.append(Problem(where, f"nothing of that name in {base.base.path}", "the same network", remedy))
+        elif before[name].shape != tensor.shape:
+            found, expected = f"shape {tensor.shape}", f"{before[name].shape}, as in {base.base.path}"
+            problems.append(Problem(where, found, expected, "Leave it out with --exclude"))
+        else:
+            names.append(name)
+    if problems:
+        raise MismatchError(problems[:50])
+    return names
+
+
+def _extract(
+    names: Sequence[str],
+    tuned: Mapping[str, LazyTensor],
+    base: Mapping[str, LazyTensor],
+    options: ExtractionOptions,
+    family: str,
+    scratch: Path,
+    progress: Progress,
+) -> Extracted:
+    result, places, targets = Extracted(), dict[str, tuple[int, tuple[int, ...]]](), []
+    progress.start(sum(tuned[name].nbytes for name in names), "extracting")
+    try:
+        with scratch.open("wb") as file, threadpool_limits(options.threads, "blas"):
+            for name in names:
+                kind = _kind(name, tuned[name], options.embeddings, family)
+                if kind in ("matrix", "lookup"):
+                    factors = _extract_one(name, tuned[name], base[name], options, result)
+                    if factors is None:
+                        continue
+                    targets.append(base[name])
+                    named: dict[Role, np.ndarray] = {Role.LORA_A: factors[0], Role.LORA_B: factors[1]}
+                    if kind == "lookup":  # A (rank, entries) and B (width, rank), whose product is added transposed
+                        named = {Role.EMBEDDING_A: factors[1].T, Role.EMBEDDING_B: factors[0].T}
+                    for role, values in named.items():
+                        key = str(spell(role, name.removesuffix(".weight"), family))
+                        places[key] = (file.tell(), values.shape)
+                        file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+                elif not same_values(tuned[name], base[name]):
+                    if kind == "skip":
+                        result.skipped.append(name)
+                    else:
+                        result.tensors[name] = tuned[name]
+                progress.advance(tuned[name].nbytes)
+    finally:
+        progress.finish()
+    if places:
+        source = open_source(scratch)
+        for key, (offset, shape) in places.items():
+            nbytes = shape[0] * shape[1] * options.dtype.itemsize
+            result.tensors[key] = Stored(options.dtype, shape, (ByteRun(source, offset, nbytes),))
+        result.fingerprint = target_fingerprint(targets)
+    if not result.tensors:
+        raise MismatchError(
+            Problem("--base", "a network that differs in nothing", "a fine-tune of it", "Are the two the same files?")
+        )
+    return result
+
+
+def _kind(name: str, tensor: LazyTensor, embeddings: str, family: str) -> str:
+    """What becomes of a weight that changed: `matrix` and `lookup` are extracted, the others are `save` and `skip`."""
+    is_matrix = len(tensor.shape) == 2 and min(tensor.shape) > 1 and tensor.dtype.is_float and name.endswith(".weight")
+    parts = name.split(".")
+    cell = parts[-2] if len(parts) > 1 else ""
+    is_lookup = cell in _LOOKED_UP or parts[-1] in ("embedding_weight", "embedding_table")
+    if is_lookup or cell in _HEADS:
+        if embeddings != "extract":
+            return embeddings
+        if is_lookup and is_matrix:
+            return "lookup" if family == "peft" else "save"  # MindPet has no LoRA of embeddings
+    return "matrix" if is_matrix else "save"
+
+
+def _extract_one(
+    name: str, tuned: LazyTensor, base: LazyTensor, options: ExtractionOptions, result: Extracted
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """A and B of a matrix; None where it did not change."""
+    after, before = tuned.read_all(), base.read_all()
+    delta = widen(after).astype(np.float32)
+    spacing = _mean_spacing(tuned)
+    delta -= widen(before)
+    if not delta.any():
+        return None
+    edge = rounding_edge(spacing, (delta.shape[0], delta.shape[1]))
+    found = extract_low_rank(delta, rank=options.rank, energy=options.energy, edge=edge, seed=options.seed)
+    if not found.rank:
+        result.skipped.append(name)  # nothing but rounding
+        return None
+    a, b = cast_array(found.a, options.dtype), cast_array(found.b, options.dtype)
+    result.layers.append(_proof(name, found, a, b, before, after, tuned.dtype, delta))
+    result.alphas[name.removesuffix(".weight")] = float(found.rank)
+    return a, b
+
+
+def _mean_spacing(tensor: LazyTensor) -> np.ndarray:
+    """The spacing of floating-point numbers at the weights of some bands."""
+    region = next(bands(tensor.shape, _BAND_ELEMENTS), full_region(tensor.shape))
+    values = np.abs(widen(tensor.read(region)).astype(np.float64))
+    # 2^(exponent - digits): np.spacing has no bfloat16.
+    exponents = np.frexp(np.where(values > 0, values, 1e-30))[1]
+    return np.ldexp(1.0, exponents - _DIGITS[tensor.dtype.name])
+
+
+_DIGITS = {"fp64": 53, "fp32": 24, "fp16": 11, "bf16": 8}
+
+
+def _proof(
+    name: str,
+    found: LowRank,
+    a: np.ndarray,
+    b: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    dtype: DType,
+    delta: np.ndarray,
+) -> ExtractedLayer:
+    """Merge A and B back, as pet-merge does it, and compare."""
+    merged = np.empty(delta.shape, np.float32)
+    lora_delta(widen(b).astype(np.float32), widen(a).astype(np.float32), 1.0, merged)
+    merged += widen(before)
+    back = cast_array(merged, dtype)
+    norm = float(np.sqrt(np.einsum("ij,ij->", delta, delta, dtype=np.float64)))
+    wrong = widen(back).astype(np.float32)
+    wrong -= widen(after)
+    error = float(np.sqrt(np.einsum("ij,ij->", wrong, wrong, dtype=np.float64)))
+    equal = float(np.mean(back.view(f"u{back.itemsize}") == np.ascontiguousarray(after).view(f"u{after.itemsize}")))
+    return ExtractedLayer(name, found.rank, found.energy, error / norm, equal, norm)

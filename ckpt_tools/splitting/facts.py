@@ -1,0 +1,133 @@
+"""What is known of a LoRA delta beside its tensors: ranks, alphas, the base that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckpt_tools.fingerprint import target_fingerprint
+from ckpt_tools.splitting.adapter_output import AdapterLayout
+from ckpt_tools.tensors.lazy import LazyTensor
+from surgery.adapter_files import AdaptedLayer, AdapterFacts
+from surgery.config import LoraConfig
+from surgery.config_files import find_adapter_config, read_adapter_config
+from surgery.errors import MismatchError, Problem
+from surgery.grouping import LoraPair, group_lora
+from surgery.naming import ParameterName, Role, classify
+
+__all__ = ["Scales", "find_scales", "fingerprint_of_targets", "lora_facts", "pairs_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Where alpha comes from.
+
+    Attributes:
+        alpha: What the user gave, for all layers.
+        config: The configuration that was given, or found beside the source.
+        looked_at: Where one was looked for.
+        by_layer: Layer to alpha, where it is known of each.
+    """
+
+    alpha: float | None
+    config: LoraConfig | None
+    looked_at: tuple[Path, ...] = ()
+    by_layer: Mapping[str, float] = field(default_factory=dict)
+
+    def alpha_of(self, layer: str) -> float | None:
+        """A layer's alpha; None where it is not known."""
+        if layer in self.by_layer or self.alpha is not None:
+            return self.by_layer.get(layer, self.alpha)
+        return None if self.config is None else self.config.alpha_of(layer)
+
+
+def find_scales(source: Path, alpha: float | None, config: Path | None) -> Scales:
+    """Find the configuration of an adapter.
+
+    Args:
+        source: The checkpoint, beside which, and up to three folders above, one is looked for.
+        alpha: What the user gave.
+        config: The file that the user gave.
+
+    Raises:
+        InputMissingError: The file is not there.
+        CorruptInputError: A configuration breaks its format.
+        MismatchError: A configuration is of another method, or not known.
+    """
+    if config is not None:
+        return Scales(alpha, read_adapter_config(config))
+    found, looked_at = find_adapter_config(source)
+    if found is None or alpha is not None:
+        return Scales(alpha, None, looked_at)
+    return Scales(None, read_adapter_config(found), looked_at)
+
+
+def pairs_of(delta: Sequence[ParameterName], tensors: Mapping[str, LazyTensor]) -> tuple[LoraPair, ...]:
+    """The pairs of A and B in a delta.
+
+    Raises:
+        MismatchError: A without B, shapes that do not fit, two adapters in one file: all problems at once.
+    """
+    names = [one.name for one in delta if one.role is not Role.WEIGHT]
+    group = group_lora(names, {name: tensors[name].shape for name in names})
+    if group.problems:
+        raise MismatchError(group.problems)
+    return group.pairs
+
+
+def fingerprint_of_targets(pairs: Sequence[LoraPair], tensors: Mapping[str, LazyTensor]) -> str:
+    """The fingerprint of the weights that the pairs belong to; empty where these are not among the tensors."""
+    targets = [next((tensors[base] for base in pair.bases if base in tensors), None) for pair in pairs]
+    found = [target for target in targets if target is not None]
+    return target_fingerprint(found) if found and len(found) == len(targets) else ""
+
+
+def lora_facts(
+    pairs: Sequence[LoraPair],
+    layout: AdapterLayout,
+    scales: Scales,
+    rest: Sequence[ParameterName],
+    where: str,
+    section: Mapping[str, object],
+) -> AdapterFacts:
+    """What the configuration of a LoRA delta has to say.
+
+    Args:
+        pairs: A and B of each layer, under the source's names.
+        layout: The names that they get.
+        scales: Where alpha comes from.
+        rest: The base's parameters, if the source has them.
+        where: What to call the source in an error.
+        section: What this project adds.
+
+    Raises:
+        MismatchError: Alpha is not known.
+    """
+    unknown = next((pair.layer for pair in pairs if scales.alpha_of(pair.layer) is None), None)
+    if unknown is not None:
+        places = "; ".join(map(str, scales.looked_at)) or "the configuration"
+        raise MismatchError(
+            Problem(
+                where,
+                f"no alpha, in none of these places: --alpha and --config (not given); {places}",
+                "the alpha of the training, which the configuration has to have and no checkpoint holds",
+                "Give --alpha, or --config with the run's YAML or the adapter's configuration",
+            )
+        )
+    config = scales.config
+    layers = [AdaptedLayer(layout.layers[pair.a], pair.rank, scales.alpha_of(pair.layer) or 0.0) for pair in pairs]
+    adapted = {pair.layer for pair in pairs}
+    saved = [name for name in layout.renamed if classify(name).role is Role.WEIGHT]
+    return AdapterFacts(
+        layers=tuple(layers),
+        other_layers=tuple(
+            dict.fromkeys(one.layer for one in rest if one.name.endswith(".weight") and one.layer not in adapted)
+        ),
+        saved_modules=tuple(dict.fromkeys(layout.layers[name].rpartition(".")[0] for name in saved)),
+        base_name=config.base_model_name if config is not None and config.base_model_name != "none" else "",
+        use_rslora=config is not None and config.use_rslora,
+        use_dora=any(pair.magnitude is not None for pair in pairs),
+        lora_bias=any(pair.b_bias is not None for pair in pairs),
+        section=section,
+    )

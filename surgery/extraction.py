@@ -1,0 +1,118 @@
+"""Low-rank extraction: the A and B whose product is nearest to what a full fine-tune changed of a weight.
+
+The nearest matrix of rank r, in the Frobenius norm, is that of the r largest singular values (Eckart and Young, 1936,
+doi:10.1007/BF02288367). They are found by a randomised range finder with power iterations (Halko, Martinsson and Tropp,
+arXiv:0909.4061, algorithms 4.4 and 5.1), which costs a few products of the matrix with a narrow one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["LowRank", "extract_low_rank", "rounding_edge"]
+
+# Beside the values that are wanted, against a spectrum that is flat where it is cut.
+_OVERSAMPLING = 16
+_POWER_ITERATIONS = 2
+_FIRST_WIDTH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """An approximation `b @ a` of a matrix.
+
+    Attributes:
+        a: `(rank, in)`, float32.
+        b: `(out, rank)`, float32.
+        energy: The share of the matrix' sum of squares that the approximation has, 0 to 1.
+        next_singular_value: The largest singular value that was left out, where it is known; else 0.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    energy: float
+    next_singular_value: float
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.a.shape[0]
+
+
+def extract_low_rank(
+    delta: np.ndarray, *, rank: int | None = None, energy: float = 1.0, edge: float = 0.0, seed: int = 0
+) -> LowRank:
+    """Approximate a matrix by one of low rank.
+
+    Args:
+        delta: `(out, in)`, float32.
+        rank: The rank; None for the least that has the energy.
+        energy: The share of the sum of squares to keep, where no rank is given; 1 keeps all that is above `edge`.
+        edge: Singular values up to this are noise, and never kept, whatever the energy.
+        seed: Of the random matrix; the result depends on it in the last digits at most.
+    """
+    total = float(np.einsum("ij,ij->", delta, delta, dtype=np.float64))
+    smaller = min(delta.shape)
+    limit = smaller if rank is None else min(rank, smaller)
+    width = limit if rank is not None else min(_FIRST_WIDTH, limit)
+    while True:
+        left, values, right = _singular(delta, width, seed)
+        kept = min(limit, _needed(values, total, energy, edge, rank))
+        # What the found values cannot decide needs more of them: as long as the smallest of them would be kept.
+        if rank is not None or kept < min(width, len(values)) or len(values) >= smaller:
+            break
+        width = min(2 * width, smaller)
+    roots = np.sqrt(values[:kept])
+    a = (right[:kept] * roots[:, None]).astype(np.float32)
+    b = (left[:, :kept] * roots[None, :]).astype(np.float32)
+    share = float(np.sum(values[:kept].astype(np.float64) ** 2)) / total if total else 1.0
+    following = float(values[kept]) if kept < len(values) else 0.0
+    return LowRank(np.ascontiguousarray(a), np.ascontiguousarray(b), min(share, 1.0), following)
+
+
+def rounding_edge(spacing: np.ndarray, shape: tuple[int, int]) -> float:
+    """The largest singular value that rounding alone gives a difference of two weights.
+
+    Rounding to a spacing u errs with the variance u^2 / 12, and a random matrix of that variance has no singular value
+    above its deviation times sqrt(rows) + sqrt(columns) (Marchenko and Pastur, 1967), but for a small part.
+
+    Args:
+        spacing: The spacing of floating-point numbers at some of the weights, of any shape.
+        shape: `(rows, columns)` of the weight.
+    """
+    if not spacing.size:
+        return 0.0
+    deviation = math.sqrt(float(np.mean(np.square(spacing, dtype=np.float64))) / 12)
+    return 1.1 * deviation * (math.sqrt(shape[0]) + math.sqrt(shape[1]))
+
+
+def _needed(values: np.ndarray, total: float, energy: float, edge: float, rank: int | None) -> int:
+    above = int(np.count_nonzero(values > edge))
+    if rank is not None:
+        return min(rank, above)
+    if energy >= 1.0:
+        return above
+    shares = np.cumsum(values.astype(np.float64) ** 2)
+    return min(above, int(np.searchsorted(shares, energy * total)) + 1)
+
+
+def _singular(delta: np.ndarray, width: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The largest singular values and their vectors: at least `width` of them, if there are as many."""
+    smaller = min(delta.shape)
+    sampled = 2 * width + _OVERSAMPLING
+    if 4 * sampled >= smaller:
+        left, values, right = np.linalg.svd(delta, full_matrices=False)
+        return left, values, right
+    generator = np.random.Generator(np.random.PCG64(seed))
+    basis = _orthonormal(delta @ generator.standard_normal((delta.shape[1], sampled), np.float32))
+    for _ in range(_POWER_ITERATIONS):
+        basis = _orthonormal(delta @ _orthonormal(delta.T @ basis))
+    inner, values, right = np.linalg.svd(basis.T @ delta, full_matrices=False)
+    return basis @ inner[:, :width], values[:width], right[:width]
+
+
+def _orthonormal(matrix: np.ndarray) -> np.ndarray:
+    return np.linalg.qr(matrix)[0]
