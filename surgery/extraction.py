@@ -16,8 +16,14 @@ __all__ = ["LowRank", "extract_low_rank", "rounding_edge"]
 
 # Beside the values that are wanted, against a spectrum that is flat where it is cut.
 _OVERSAMPLING = 16
-_POWER_ITERATIONS = 2
+_POWER_ITERATIONS = 3
 _FIRST_WIDTH = 32
+
+# A decomposition of a matrix this small takes no time.
+_SMALL = 512
+
+_EDGE_ROWS = 256
+_EDGE_MARGIN = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,9 @@ def extract_low_rank(
     width = limit if rank is not None else min(_FIRST_WIDTH, limit)
     while True:
         left, values, right = _singular(delta, width, seed)
-        kept = min(limit, _needed(values, total, energy, edge, rank))
+        # What the arithmetic in float32 itself errs by.
+        floor = float(np.finfo(np.float32).eps * values[0]) * math.sqrt(max(delta.shape))
+        kept = min(limit, _needed(values, total, energy, max(edge, floor), rank))
         # What the found values cannot decide needs more of them: as long as the smallest of them would be kept.
         if rank is not None or kept < min(width, len(values)) or len(values) >= smaller:
             break
@@ -73,20 +81,27 @@ def extract_low_rank(
     return LowRank(np.ascontiguousarray(a), np.ascontiguousarray(b), min(share, 1.0), following)
 
 
-def rounding_edge(spacing: np.ndarray, shape: tuple[int, int]) -> float:
-    """The largest singular value that rounding alone gives a difference of two weights.
+def rounding_edge(weight: np.ndarray, digits: int) -> float:
+    """The largest singular value that rounding alone gives the difference of a weight from another.
 
-    Rounding to a spacing u errs with the variance u^2 / 12, and a random matrix of that variance has no singular value
-    above its deviation times sqrt(rows) + sqrt(columns) (Marchenko and Pastur, 1967), but for a small part.
+    Rounding to a spacing u errs with the variance u^2 / 12. The largest singular value of independent errors is about
+    the norm of the row with the largest ones plus that of such a column (Bandeira and van Handel, arXiv:1408.6185).
 
     Args:
-        spacing: The spacing of floating-point numbers at some of the weights, of any shape.
-        shape: `(rows, columns)` of the weight.
+        weight: The weight after, `(out, in)`, float32 or float64.
+        digits: Binary digits of its type, the hidden one among them: 24 of float32, 8 of bfloat16.
     """
-    if not spacing.size:
-        return 0.0
-    deviation = math.sqrt(float(np.mean(np.square(spacing, dtype=np.float64))) / 12)
-    return 1.1 * deviation * (math.sqrt(shape[0]) + math.sqrt(shape[1]))
+    rows: list[float] = []
+    columns = np.zeros(weight.shape[1], np.float64)
+    for start in range(0, weight.shape[0], _EDGE_ROWS):
+        values = weight[start : start + _EDGE_ROWS]
+        # 2^(exponent - digits), as numpy's own spacing knows no bfloat16.
+        spacing = np.ldexp(np.float64(1), np.frexp(values)[1] - digits)
+        spacing[values == 0] = 0
+        variances = np.square(spacing, out=spacing) / 12
+        rows.append(float(np.max(np.sum(variances, axis=1))))
+        columns += np.sum(variances, axis=0)
+    return _EDGE_MARGIN * (math.sqrt(max(rows)) + math.sqrt(float(np.max(columns))))
 
 
 def _needed(values: np.ndarray, total: float, energy: float, edge: float, rank: int | None) -> int:
@@ -103,7 +118,7 @@ def _singular(delta: np.ndarray, width: int, seed: int) -> tuple[np.ndarray, np.
     """The largest singular values and their vectors: at least `width` of them, if there are as many."""
     smaller = min(delta.shape)
     sampled = 2 * width + _OVERSAMPLING
-    if 4 * sampled >= smaller:
+    if smaller <= _SMALL or 4 * sampled >= smaller:
         left, values, right = np.linalg.svd(delta, full_matrices=False)
         return left, values, right
     generator = np.random.Generator(np.random.PCG64(seed))

@@ -113,6 +113,8 @@ def _parse(where: str, section: dict[str, Any], selection: Selection, source: st
     options = Options(where, section)
     method = options.text("pet_type") or "lora"
     options.check()
+    if method == "bitfit":
+        return LoraConfig(source, selection=selection)  # its weights take the place of the base's, with no scale
     if method != "lora":
         reason, remedy = _REFUSED_METHODS.get(method, ("a method that is not known here", ""))
         raise MismatchError(Problem(f"{where}: pet_type", f"{method}: {reason}", "lora", remedy))

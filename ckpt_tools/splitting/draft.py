@@ -23,6 +23,7 @@ from ckpt_tools.writing.plan import Plan
 from surgery.adapter_files import METADATA_FINGERPRINT, SECTION, surgery_section
 from surgery.errors import MismatchError, Problem
 from surgery.grouping import LoraPair
+from surgery.methods import known_methods
 from surgery.naming import Role, classify
 from surgery.version import __version__
 
@@ -96,7 +97,9 @@ class Draft:
                 found = f"a delta without LoRA's A and B, such as {self._selected.delta[0].name}"
                 remedy = "Keep its names: --format keep"
                 raise MismatchError(Problem(f"--format {self._options.format}", found, "LoRA's A and B", remedy))
-            return {"pet_config": {"pet_type": _method_of(self._selected)}, SECTION: section}
+            method = _method_of(self._selected)
+            known = method in {one.pet_type for one in known_methods()}
+            return {"pet_config": {"pet_type": method}, SECTION: section} if known else None
         if self._options.format not in ("peft", "slora") and any(
             self._scales.alpha_of(pair.layer) is None for pair in self._pairs
         ):
@@ -146,7 +149,7 @@ class Draft:
                 )
                 for old, new in self._layout.renamed.items()
             ),
-            left=tuple(one.name for one in (*selected.rest, *unlisted) if one.role is Role.WEIGHT),
+            left=tuple(one.name for one in (*selected.rest, *(one for one in unlisted if one.role is Role.WEIGHT))),
             dropped=tuple(
                 DroppedTensor(one.name, source, one.role.value)
                 for one in (*selected.dropped, *unlisted)

@@ -19,7 +19,7 @@ from ckpt_tools.reports import ExtractedLayer
 from ckpt_tools.splitting.selection import Selected
 from ckpt_tools.tensors.casts import cast_array, widen
 from ckpt_tools.tensors.dtypes import BY_NAME, DType
-from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored, bands, full_region
+from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored
 from ckpt_tools.tensors.sources import open_source
 from surgery.errors import MismatchError, Problem
 from surgery.extraction import LowRank, extract_low_rank, rounding_edge
@@ -30,8 +30,6 @@ from surgery.spelling import spell
 from surgery.translation import naming_of
 
 __all__ = ["Extracted", "ExtractionOptions", "extract_delta"]
-
-_BAND_ELEMENTS = 2**20
 
 _LOOKED_UP = frozenset(
     {"embed_tokens", "tok_embeddings", "word_embeddings", "wte", "wpe", "embed_in", "position_embeddings", "embedding"}
@@ -202,12 +200,11 @@ def _extract_one(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """A and B of a matrix; None where it did not change."""
     after, before = tuned.read_all(), base.read_all()
-    delta = widen(after).astype(np.float32)
-    spacing = _mean_spacing(tuned)
+    delta = np.array(widen(after), np.float32)
+    edge = rounding_edge(delta, _DIGITS[tuned.dtype.name])
     delta -= widen(before)
     if not delta.any():
         return None
-    edge = rounding_edge(spacing, (delta.shape[0], delta.shape[1]))
     found = extract_low_rank(delta, rank=options.rank, energy=options.energy, edge=edge, seed=options.seed)
     if not found.rank:
         result.skipped.append(name)  # nothing but rounding
@@ -218,16 +215,8 @@ def _extract_one(
     return a, b
 
 
-def _mean_spacing(tensor: LazyTensor) -> np.ndarray:
-    """The spacing of floating-point numbers at the weights of some bands."""
-    region = next(bands(tensor.shape, _BAND_ELEMENTS), full_region(tensor.shape))
-    values = np.abs(widen(tensor.read(region)).astype(np.float64))
-    # 2^(exponent - digits): np.spacing has no bfloat16.
-    exponents = np.frexp(np.where(values > 0, values, 1e-30))[1]
-    return np.ldexp(1.0, exponents - _DIGITS[tensor.dtype.name])
-
-
-_DIGITS = {"fp64": 53, "fp32": 24, "fp16": 11, "bf16": 8}
+# Binary digits, the hidden one among them; a difference is taken in float32.
+_DIGITS = {"fp64": 24, "fp32": 24, "fp16": 11, "bf16": 8}
 
 
 def _proof(
