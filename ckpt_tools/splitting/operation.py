@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ckpt_tools.splitting.adapter_output import AdapterOptions
 from ckpt_tools.splitting.draft import Draft
 from ckpt_tools.splitting.extracting import ExtractionOptions, extract_delta
 from ckpt_tools.splitting.facts import Scales, find_scales
-from ckpt_tools.splitting.selection import Choice, Selected, select
+from ckpt_tools.splitting.selection import Choice, select
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.writing.destination import check_destination, check_room, destination
 from ckpt_tools.writing.memory import make_budget
@@ -147,8 +147,10 @@ def split(
         source, choice, src_strategy, step, replicated, progress, with_rest=remainder is not None or base is not None
     )
     if base is None:
+        scales = _scales(source, opened.base.tensors, alpha, config)
+        if scales.config is not None:
+            choice = replace(choice, saved_modules=scales.config.modules_to_save)
         selected = select(opened.base.tensors, choice, str(source))
-        scales = _scales(source, selected, alpha, config)
         return run(Draft(opened, opened.base.tensors, selected, options, scales, dtype))
     before = _open(Path(base), choice, base_strategy, None, replicated, progress, with_rest=True)
     target = BY_NAME["fp32" if dtype == "keep" else dtype]
@@ -228,10 +230,10 @@ def _open(
     return opened.warned(sample_replicas(opened.whole))
 
 
-def _scales(source: Path, selected: Selected, alpha: float | None, config: PathLike | None) -> Scales:
+def _scales(source: Path, names: Iterable[str], alpha: float | None, config: PathLike | None) -> Scales:
     if alpha is not None and config is not None:
         raise UsageError(Problem("--alpha and --config", "both", "one of the two"))
-    if not any(one.role in (Role.LORA_A, Role.EMBEDDING_A, Role.EXPERT_A) for one in selected.delta):
+    if not any(classify(name).role in (Role.LORA_A, Role.EMBEDDING_A, Role.EXPERT_A) for name in names):
         return Scales(None, None)
     return find_scales(source, alpha, None if config is None else Path(config))
 

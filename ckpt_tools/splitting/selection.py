@@ -37,11 +37,13 @@ class Choice:
         pet_type: The method whose parameters are the delta; empty for those of every method that is seen by its names.
         include: Globs (`fnmatch`) of parameters that are part of the delta besides: weights that were trained whole.
         exclude: Globs of parameters that are not.
+        saved_modules: Modules that, as the adapter's configuration says, were trained and saved whole.
     """
 
     pet_type: str = ""
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    saved_modules: tuple[str, ...] = ()
 
     def takes(self, parameter: ParameterName) -> bool:
         """Whether a parameter is of the delta."""
@@ -52,10 +54,17 @@ class Choice:
             return True
         if not self.pet_type:
             # A PEFT adapter's plain weights were saved with it; a network's checkpoint has its base under plain names.
-            return role not in _NO_DELTA or (role is Role.WEIGHT and parameter.family == "peft")
+            is_saved = parameter.family == "peft" or self._saves(parameter)
+            return role not in _NO_DELTA or (role is Role.WEIGHT and is_saved)
         if self.pet_type in _ROLES:
-            return role in _ROLES[self.pet_type]
+            return role in _ROLES[self.pet_type] or (self.pet_type == "lora" and self._saves(parameter))
         return role not in (Role.TRAINING_AID, Role.SUPERSEDED) and method_of(self.pet_type).trains(name)
+
+    def _saves(self, parameter: ParameterName) -> bool:
+        """Whether a plain weight is of a module that was trained whole; PEFT compares the ends of modules' names."""
+        return parameter.role is Role.WEIGHT and any(
+            parameter.layer == module or parameter.layer.endswith(f".{module}") for module in self.saved_modules
+        )
 
 
 @dataclass(frozen=True, slots=True)

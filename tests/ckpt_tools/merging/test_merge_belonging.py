@@ -1,0 +1,77 @@
+"""An adapter that knows its base is not merged into another one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from merge_cases import BASE, PAIRS, Arrays, hugging_face, mindpet, random, save
+
+from ckpt_tools import merge, split, transform
+from surgery.errors import MismatchError
+
+OTHER = {name: random(100 + n, *array.shape, dtype="bf16") for n, (name, array) in enumerate(BASE.items())}
+
+
+@pytest.fixture(params=["folder", "safetensors file"])
+def adapter(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An adapter that was cut out of a checkpoint with its base."""
+    save(tmp_path / "combined.ckpt", BASE | mindpet(PAIRS))
+    output = tmp_path / ("adapter" if request.param == "folder" else "adapter.safetensors")
+    split(tmp_path / "combined.ckpt", alpha=8, output=output)
+    return output
+
+
+def merged(folder: Path, base: Arrays, adapter: Path, name: str = "base.ckpt", **options: object):  # type: ignore[no-untyped-def]
+    save(folder / name, base, metadata={"format": "pt"} if name.endswith("safetensors") else None)
+    return merge(folder / name, adapter, output=folder / f"merged-{name}", **options)
+
+
+def test_its_own_base_is_accepted_in_every_form(tmp_path: Path, adapter: Path) -> None:
+    merged(tmp_path, BASE, adapter)
+    merged(tmp_path, BASE, adapter, "base.safetensors")
+    merged(tmp_path, hugging_face(BASE), adapter, "hf.safetensors")
+    transform(tmp_path / "base.ckpt", dtype="fp32", output=tmp_path / "wide.ckpt")
+    merge(tmp_path / "wide.ckpt", adapter, output=tmp_path / "merged-wide.ckpt")
+
+
+def test_another_base_is_refused_and_may_be_accepted(tmp_path: Path, adapter: Path) -> None:
+    with pytest.raises(MismatchError, match="expected the base that the adapter was trained on, found an adapter of"):
+        merged(tmp_path, OTHER, adapter)
+    assert not (tmp_path / "merged-base.ckpt").exists()
+    merged(tmp_path, OTHER, adapter, allow_other_base=True)
+
+
+def test_weights_that_the_adapter_does_not_change_may_be_others(tmp_path: Path, adapter: Path) -> None:
+    base = dict(BASE)
+    base["lm_head.weight"] = OTHER["lm_head.weight"]
+    merged(tmp_path, base, adapter)
+
+
+def test_a_base_that_was_merged_before_is_another(tmp_path: Path, adapter: Path) -> None:
+    merged(tmp_path, BASE, adapter)
+    with pytest.raises(MismatchError, match="--allow-other-base"):
+        merge(tmp_path / "merged-base.ckpt", adapter, output=tmp_path / "twice.ckpt")
+
+
+def test_a_fingerprint_of_the_whole_base_is_compared_too(tmp_path: Path) -> None:
+    """As earlier files have it."""
+    save(tmp_path / "lora.safetensors", mindpet(PAIRS))
+    first = merged(tmp_path, BASE, tmp_path / "lora.safetensors", alpha=8)
+    section = {"base_fingerprint": first.base_fingerprint}
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["wq", "wv"], "pet_surgery": section}
+    (tmp_path / "a").mkdir()
+    save(tmp_path / "a" / "adapter_model.safetensors", mindpet(PAIRS))
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
+    merge(tmp_path / "base.ckpt", tmp_path / "a", output=tmp_path / "fine.ckpt")
+    save(tmp_path / "other.ckpt", OTHER)
+    with pytest.raises(MismatchError, match="--allow-other-base"):
+        merge(tmp_path / "other.ckpt", tmp_path / "a", output=tmp_path / "not.ckpt")
+
+
+def test_an_adapter_of_which_some_is_left_out_says_nothing_of_its_base(tmp_path: Path, adapter: Path) -> None:
+    base = {name: array for name, array in BASE.items() if "layers.1.attention.wv" not in name}
+    merged(tmp_path, base, adapter, allow_unused=["*layers.1.attention.wv*"])
+    assert np.any(OTHER["lm_head.weight"])
