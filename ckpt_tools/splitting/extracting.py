@@ -164,7 +164,7 @@ def _extract(
                     if kind == "skip":
                         result.skipped.append(name)
                     else:
-                        result.tensors[name] = tuned[name]
+                        result.tensors[str(spell(Role.WEIGHT, name, family))] = tuned[name]
                 progress.advance(tuned[name].nbytes)
     finally:
         progress.finish()

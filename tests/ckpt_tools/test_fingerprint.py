@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lazy_cases import sliced, stored
 
 from ckpt_tools import fingerprint as module
-from ckpt_tools.fingerprint import content_digest, fingerprint, same_values, sample_regions
+from ckpt_tools.fingerprint import content_digest, fingerprint, same_values, sample_regions, target_fingerprint
 from ckpt_tools.tensors.dtypes import BY_NAME, dtype_of
 from ckpt_tools.tensors.lazy import LazyTensor, Region, Statistics, region_shape
 from ckpt_tools.tensors.views import Constant, Reshaped
@@ -162,3 +162,19 @@ def test_the_same_values_are_the_same_numbers_in_two_types(monkeypatch: pytest.M
     changed = values.astype(np.float16)
     changed[-1] += 1
     assert not same_values(lazy(values), lazy(changed))
+
+
+def test_the_fingerprint_of_targets_has_neither_names_nor_order_nor_types() -> None:
+    one, other = np.arange(60, dtype=np.float32).reshape(6, 10), np.ones((4, 4), np.float32)
+    found = target_fingerprint([lazy(one), lazy(other)])
+    assert found.startswith("pet-ft1:")
+    assert found == target_fingerprint([lazy(other), lazy(one)])
+    assert found == target_fingerprint([lazy(one.astype(np.float64)), lazy(other.astype(np.float16))])
+
+
+def test_the_fingerprint_of_targets_tells_values_shapes_and_numbers_apart() -> None:
+    one = np.arange(60, dtype=np.float32).reshape(6, 10)
+    changed = one.copy()
+    changed[-1, -1] += 1
+    others = [[changed], [one.reshape(10, 6)], [one, one], [one[:5]], []]
+    assert len({target_fingerprint(map(lazy, arrays)) for arrays in [[one], *others]}) == 6
