@@ -128,7 +128,9 @@ def _new_name(parameter: ParameterName, own: str, place: str, family: str | None
     if family is None:
         return parameter.name if own == place else parameter.name.replace(own, place, 1)
     if parameter.role is Role.WEIGHT:
-        return spell(Role.WEIGHT, place, family)
+        # PEFT saves an adapted embedding as `base_layer`.
+        is_same = parameter.family == family and own == place
+        return parameter.name if is_same else spell(Role.WEIGHT, place, family)
     if parameter.family == "plain":
         return None
     return spell(parameter.role, place, family)

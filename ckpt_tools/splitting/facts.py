@@ -118,7 +118,8 @@ def lora_facts(
     config = scales.config
     layers = [AdaptedLayer(layout.layers[pair.a], pair.rank, scales.alpha_of(pair.layer) or 0.0) for pair in pairs]
     adapted = {pair.layer for pair in pairs}
-    saved = [name for name in layout.renamed if classify(name).role is Role.WEIGHT]
+    weights = [one for one in map(classify, layout.renamed) if one.role is Role.WEIGHT]
+    saved = [one.name for one in weights if one.layer not in adapted]
     return AdapterFacts(
         layers=tuple(layers),
         other_layers=tuple(

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,9 @@ HEADINGS = {
     reports.FoldedWeight: "Weight",
     reports.AdapterUse: "Use",
     reports.DroppedTensor: "Dropped",
+    reports.SplitReport: "Split report",
+    reports.SplitParameter: "Parameter",
+    reports.ExtractedLayer: "Layer",
     reports.TransformReport: "Transform report",
     reports.TransformedTensor: "Tensor",
 }
@@ -31,8 +35,10 @@ def _json_type(annotation: typing.Any) -> str:
     if typing.get_origin(annotation) is tuple:
         assert arguments[1:] == (...,)
         return f"array of {_json_type(arguments[0])}"
-    if arguments:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return " or ".join(map(_json_type, arguments))
+    if typing.get_origin(annotation) is Mapping:
+        return "object"
     heading = HEADINGS.get(annotation)
     return JSON_TYPES[annotation] if heading is None else f"[{heading}](#{heading.lower()})"
 
