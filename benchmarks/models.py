@@ -123,8 +123,13 @@ def write_adapter(path: Path, size: str, rank: int, targets: tuple[str, ...]) ->
 
 def write_combined(path: Path, size: str, dtype: str, rank: int, targets: tuple[str, ...]) -> None:
     """Base and adapter in one file, as MindFormers' training saves them."""
+    save_checkpoint(path, combined_tensors(size, dtype, rank, targets))
+
+
+def combined_tensors(size: str, dtype: str, rank: int, targets: tuple[str, ...]) -> dict[str, LazyTensor]:
+    """Base and adapter together."""
     factors = _factors(size, rank, targets, "", "mindpet_delta_lora_a", "mindpet_delta_lora_b")
-    save_checkpoint(path, {**_weights(size, dtype), **factors})
+    return {**_weights(size, dtype), **factors}
 
 
 def write_peft_adapter(folder: Path, size: str, rank: int, targets: tuple[str, ...]) -> None:
