@@ -16,6 +16,7 @@ import surgery
 
 FRAMEWORKS = ("mindspore", "mindformers", "mindpet", "torch", "peft", "transformers", "ray")
 NETWORK = "surgery.network"  # the one part that drives MindSpore networks
+HOLDERS = ("surgery.network.packages", "surgery.network.building")  # building imports what only it needs
 BOTTOM = ("ckpt_tools.tensors",)
 
 
@@ -67,8 +68,13 @@ def test_surgery_core_knows_neither_files_nor_frameworks() -> None:
     assert _offenders(core, "ckpt_tools", NETWORK, *FRAMEWORKS) == []
 
 
-def test_ckpt_tools_imports_no_framework() -> None:
-    assert _offenders([module for module in MODULES if _within(module, "ckpt_tools")], *FRAMEWORKS) == []
+def test_ckpt_tools_imports_no_framework_and_nothing_that_does() -> None:
+    assert _offenders([module for module in MODULES if _within(module, "ckpt_tools")], *FRAMEWORKS, NETWORK) == []
+
+
+def test_only_one_module_of_networks_knows_where_packages_keep_what_is_used_of_them() -> None:
+    others = [module for module in MODULES if _within(module, NETWORK) and module not in HOLDERS]
+    assert _offenders(others, *FRAMEWORKS) == []
 
 
 def test_lazy_tensors_know_nothing_above_them() -> None:

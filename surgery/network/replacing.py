@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Set
+from dataclasses import replace
 from typing import Any
 
 from surgery.methods import LayerKind, LayerPetConfig, TargetLayer
@@ -37,10 +38,13 @@ def replace_layers(
         MismatchError: The configuration selects no layer.
     """
     selected = set(select_layers(network, config, kinds).paths)
-    layers = {id(slot.cell): slot.cell for slot in slots_of(network) if slot.path in selected}
-    replacements = {}
-    for key, layer in layers.items():
-        target = target_of(layer)
+    layers = {id(slot.cell): slot for slot in reversed(list(slots_of(network))) if slot.path in selected}
+    replacements, taken = {}, set()
+    for key, slot in reversed(layers.items()):
+        layer, target = slot.cell, target_of(slot.cell)
+        if target.name in taken:  # two layers of one weight
+            target = replace(target, name=slot.path)
+        taken.add(target.name)
         cell = build(layer, target, config)
         _name_parameters(cell, layer, target)
         object.__setattr__(cell, ORIGINAL, (layer,))

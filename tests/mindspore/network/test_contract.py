@@ -83,6 +83,7 @@ class Contract:
     kind: ClassVar[type[nn.Cell]] = PlainNet
     is_exact_when_fresh = False
     is_near_when_fresh = False
+    agrees_within = 1e-4
 
     @pytest.fixture(params=["pynative", "graph"])
     def ran(self, request: pytest.FixtureRequest) -> Run:
@@ -122,7 +123,7 @@ class Contract:
 
     def test_graph_and_pynative_mode_agree(self) -> None:
         graph, pynative = (run(self.config, self.kind, mode) for mode in ("graph", "pynative"))
-        np.testing.assert_allclose(graph.trained_output, pynative.trained_output, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(graph.trained_output, pynative.trained_output, rtol=0, atol=self.agrees_within)
         assert np.abs(graph.trained_output - graph.fresh_output).max() > 1e-2
 
     def another(self, value: int) -> nn.Cell:
@@ -191,16 +192,19 @@ class TestBitFit(Contract):
 class TestPtuning2(Contract):
     config = Ptuning2Config(pre_seq_len=4, prefix_projection=True, projection_dim=8, dropout_prob=0.0)
     kind = PrefixNet
+    agrees_within = 1e-3  # its parameters are float16
 
 
 class TestPtuning2WithoutProjection(Contract):
     config = Ptuning2Config(pre_seq_len=4, dropout_prob=0.0)
     kind = PrefixNet
+    agrees_within = 1e-3
 
 
 class TestPrefixTuning(Contract):
     config = PrefixTuningConfig(prefix_token_num=4, mid_dim=8, dropout_rate=0.0)
     kind = PrefixNet
+    agrees_within = 1e-3
 
 
 class TestIa3(Contract):

@@ -10,7 +10,7 @@ import mindspore
 import numpy as np
 import pytest
 from mindspore import nn
-from mindspore.dataset import GeneratorDataset
+from mindspore.dataset import NumpySlicesDataset
 from networks import CLASSES, WIDTH, PlainNet, floats, output, seed, values
 
 from ckpt_tools import merge, open_checkpoint
@@ -30,9 +30,9 @@ def model_of(network: nn.Cell) -> mindspore.Model:
     return mindspore.Model(network, loss_fn=nn.MSELoss(), optimizer=optimizer)
 
 
-def data() -> GeneratorDataset:
-    samples = [(row, np.ones(CLASSES, np.float32)) for row in floats(4 * STEPS, WIDTH)]
-    return GeneratorDataset(samples, ["data", "label"], shuffle=False).batch(4)
+def data() -> NumpySlicesDataset:
+    samples = {"data": floats(4 * STEPS, WIDTH), "label": np.ones((4 * STEPS, CLASSES), np.float32)}
+    return NumpySlicesDataset(samples, shuffle=False, num_parallel_workers=1).batch(4, num_parallel_workers=1)
 
 
 def trained(folder: Path, *, epochs: int = 2, config: Any = CONFIG, **options: Any) -> nn.Cell:

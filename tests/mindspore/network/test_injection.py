@@ -84,6 +84,24 @@ def test_a_layer_that_hangs_in_two_places_is_replaced_by_one_in_both() -> None:
     assert len(network.trainable_params()) == 2
 
 
+def test_two_layers_of_one_weight_have_adapters_of_their_own() -> None:
+    class Tied(nn.Cell):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Dense(16, 16), nn.Dense(16, 16)
+            self.second.weight = self.first.weight
+
+        def construct(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    network = get_pet_model(Tied(), lora(target_modules="first|second"))
+    assert network.first.weight is network.second.weight
+    assert [parameter.name for parameter in network.trainable_params()] == [
+        *("first.mindpet_delta_lora_a", "first.mindpet_delta_lora_b"),
+        *("second.mindpet_delta_lora_a", "second.mindpet_delta_lora_b"),
+    ]
+
+
 def test_two_weights_of_one_name_are_refused() -> None:
     class Twice(nn.Cell):
         def __init__(self) -> None:

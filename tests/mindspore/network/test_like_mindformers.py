@@ -160,4 +160,4 @@ def test_a_prefix_fits_grouped_query_attention_which_theirs_does_not() -> None:
     assert np.isfinite(train(network, model.training)).all()
     failing = theirs(llama(n_kv_heads=2), dict(PTUNING2))
     with pytest.raises(Exception, match="shape"):
-        train(failing, model.training)
+        output(failing, model.inputs)  # and no gradient: MindSpore does not recover from an error within one

@@ -12,7 +12,9 @@ from merge_cases import hugging_face_name, write_folder, write_peft
 from mindspore import nn
 from networks import PlainNet, changed, llama, seed, values
 
-from ckpt_tools import save_checkpoint
+from ckpt_tools import save_checkpoint, transform
+from ckpt_tools.layout import Layout
+from examples.strategy_files import write_strategy
 from surgery.errors import InputMissingError, MismatchError
 from surgery.network import LoraAdapter, get_pet_model, load_ckpt
 
@@ -193,3 +195,26 @@ def test_mindspore_only_warns_of_what_is_missing(tmp_path: Path) -> None:
     assert len(missing) == 16
     with pytest.raises(MismatchError, match=r"no blocks\.0\.dense\.weight"):
         load_ckpt(network, tmp_path / "x.ckpt")
+
+
+def test_folders_of_ranks_are_put_together_by_their_strategy(tmp_path: Path) -> None:
+    network = PlainNet()
+    base = random(values(network))
+    save_checkpoint(tmp_path / "x.ckpt", base)
+    layout = Layout((2,), ((0,), ()))
+    matrices = {name: layout for name, array in base.items() if array.ndim == 2}
+    whole = {name: Layout((2,), ((),)) for name, array in base.items() if array.ndim == 1}
+    write_strategy(tmp_path / "strategy.json", matrices | whole)
+    transform(tmp_path / "x.ckpt", dst_strategy=tmp_path / "strategy.json", output=tmp_path / "ranks")
+    assert (tmp_path / "ranks" / "rank_1").is_dir()
+    load_ckpt(network, tmp_path / "ranks", strategy=tmp_path / "strategy.json")
+    assert_has(network, base)
+
+
+def test_checkpoint_2_0_is_loaded(tmp_path: Path) -> None:
+    network = tuned()
+    base, delta = split(network)
+    save_checkpoint(tmp_path / "x.safetensors", base | delta)
+    transform(tmp_path / "x.safetensors", format="iteration", output=tmp_path / "saved")
+    load_ckpt(network, tmp_path / "saved")
+    assert_has(network, base | delta)
