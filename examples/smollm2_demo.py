@@ -27,8 +27,8 @@ FOLDER = Path("demo")
 STEPS = 5
 
 SENTENCE = (
-    "The capital of France is Paris . It is the largest city in the country and one of the most beautiful cities in the "
-    "world ."
+    "The capital of France is Paris . It is the largest city in the country and one of the most beautiful cities in "
+    "the world ."
 )
 # The vocabulary writes a leading space as Ġ.
 TEXT = [word if number == 0 or word == "." else f"Ġ{word}" for number, word in enumerate(SENTENCE.split())]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from surgery.adapter_files import SECTION
+from surgery.adapter_facts import SECTION
 from surgery.config import LoraConfig
 from surgery.documents import read_json, read_yaml
 from surgery.mindformers_config import parse_mindformers_manifest, parse_run

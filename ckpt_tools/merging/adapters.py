@@ -10,7 +10,7 @@ from ckpt_tools.fingerprint import content_digest
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.formats.strict_json import parse_json
 from ckpt_tools.tensors.lazy import LazyTensor
-from surgery.adapter_files import METADATA_CONFIG, METADATA_FINGERPRINT
+from surgery.adapter_facts import METADATA_CONFIG, METADATA_FINGERPRINT
 from surgery.config import LoraConfig
 from surgery.config_files import find_adapter_config, parse_adapter_config, read_adapter_config
 from surgery.errors import CorruptInputError, MismatchError, NonFiniteError, Problem

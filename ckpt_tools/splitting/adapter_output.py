@@ -18,7 +18,7 @@ from typing import Any
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.writing.plan import Entry, OutputBytes, OutputFile, Plan
-from surgery.adapter_files import METADATA_CONFIG, mindformers_config, peft_config, slora_config
+from surgery.adapter_facts import METADATA_CONFIG, mindformers_config, peft_config, slora_config
 from surgery.errors import MismatchError, Problem, UsageError
 from surgery.naming import ParameterName, Role
 from surgery.spelling import spell

@@ -20,7 +20,7 @@ from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import Cast
 from ckpt_tools.writing.outputs import Changes, OutputOptions, plan_output
 from ckpt_tools.writing.plan import Plan
-from surgery.adapter_files import METADATA_FINGERPRINT, SECTION, surgery_section
+from surgery.adapter_facts import METADATA_FINGERPRINT, SECTION, surgery_section
 from surgery.errors import MismatchError, Problem
 from surgery.grouping import LoraPair
 from surgery.methods import known_methods

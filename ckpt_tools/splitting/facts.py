@@ -9,7 +9,7 @@ from pathlib import Path
 from ckpt_tools.fingerprint import target_fingerprint
 from ckpt_tools.splitting.adapter_output import AdapterLayout
 from ckpt_tools.tensors.lazy import LazyTensor
-from surgery.adapter_files import AdaptedLayer, AdapterFacts
+from surgery.adapter_facts import AdaptedLayer, AdapterFacts
 from surgery.config import LoraConfig
 from surgery.config_files import find_adapter_config, read_adapter_config
 from surgery.errors import MismatchError, Problem

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from surgery.adapter_files import (
+from surgery.adapter_facts import (
     AdaptedLayer,
     AdapterFacts,
     mindformers_config,
