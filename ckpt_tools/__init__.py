@@ -10,17 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpt_tools.formats import Checkpoint, open_checkpoint
+    from ckpt_tools.injecting import inject
     from ckpt_tools.merging import merge
-    from ckpt_tools.reports import MergeReport, TransformReport
+    from ckpt_tools.reports import InjectReport, MergeReport, TransformReport
     from ckpt_tools.saving import save_checkpoint
     from ckpt_tools.transforming import transform
 
-__all__ = ["Checkpoint", "MergeReport", "TransformReport", "merge", "open_checkpoint", "save_checkpoint", "transform"]
+__all__ = [
+    "Checkpoint",
+    "InjectReport",
+    "MergeReport",
+    "TransformReport",
+    "inject",
+    "merge",
+    "open_checkpoint",
+    "save_checkpoint",
+    "transform",
+]
 
 _HOMES = {
     "Checkpoint": "ckpt_tools.formats",
+    "InjectReport": "ckpt_tools.reports",
     "MergeReport": "ckpt_tools.reports",
     "TransformReport": "ckpt_tools.reports",
+    "inject": "ckpt_tools.injecting",
     "merge": "ckpt_tools.merging",
     "open_checkpoint": "ckpt_tools.formats",
     "save_checkpoint": "ckpt_tools.saving",

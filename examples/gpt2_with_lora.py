@@ -35,7 +35,7 @@ class GPT2WithLora(GPT2LMHeadModel):  # type: ignore[misc]  # MindFormers has no
         super().__init__(config)
         self.pet = pet
         self.pet.pet_config.reg_rules = REG_RULES
-        self.backbone = LoraAdapter.get_pet_model(self.backbone, self.pet.pet_config)
+        self.backbone: Any = LoraAdapter.get_pet_model(self.backbone, self.pet.pet_config)
         self.load_checkpoint(config)
         PetAdapter.freeze_pretrained_model(self, self.pet.pet_type)
 
