@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpt_tools.formats import Checkpoint, open_checkpoint
+    from ckpt_tools.injecting import inject
     from ckpt_tools.merging import merge
-    from ckpt_tools.reports import MergeReport, SplitReport, TransformReport
+    from ckpt_tools.reports import InjectReport, MergeReport, SplitReport, TransformReport
     from ckpt_tools.saving import save_checkpoint
     from ckpt_tools.splitting import split
     from ckpt_tools.transforming import transform
 
 __all__ = [
     "Checkpoint",
+    "InjectReport",
     "MergeReport",
     "SplitReport",
     "TransformReport",
+    "inject",
     "merge",
     "open_checkpoint",
     "save_checkpoint",
@@ -30,9 +33,11 @@ __all__ = [
 
 _HOMES = {
     "Checkpoint": "ckpt_tools.formats",
+    "InjectReport": "ckpt_tools.reports",
     "MergeReport": "ckpt_tools.reports",
     "SplitReport": "ckpt_tools.reports",
     "TransformReport": "ckpt_tools.reports",
+    "inject": "ckpt_tools.injecting",
     "merge": "ckpt_tools.merging",
     "open_checkpoint": "ckpt_tools.formats",
     "save_checkpoint": "ckpt_tools.saving",

@@ -13,7 +13,7 @@ from surgery.documents import read_json, read_yaml
 from surgery.mindformers_config import parse_mindformers_manifest, parse_run
 from surgery.peft_config import parse_peft_config
 
-__all__ = ["find_adapter_config", "parse_adapter_config", "read_adapter_config"]
+__all__ = ["config_beside", "find_adapter_config", "parse_adapter_config", "read_adapter_config"]
 
 # Where both lie in one folder, the manifest wins, as in MindFormers: it is written with the checkpoint, while
 # `adapter_config.json` may be of an earlier run into the same output folder.
@@ -24,6 +24,7 @@ _FOLDERS_ABOVE = 3
 def find_adapter_config(adapter: str | os.PathLike[str]) -> tuple[Path | None, tuple[Path, ...]]:
     """Look for an adapter's configuration beside it and up to three folders above.
 
+    What is called after the adapter's file, as `lora.adapter_config.json` for `lora.ckpt`, is its own and comes first.
     A nearer folder wins over a farther one, whatever the file's name.
 
     Args:
@@ -34,13 +35,20 @@ def find_adapter_config(adapter: str | os.PathLike[str]) -> tuple[Path | None, t
     """
     start = Path(adapter).absolute()
     folder = start if start.is_dir() else start.parent
-    looked_at = []
+    looked_at = [] if start.is_dir() else [config_beside(start)]
+    if looked_at and looked_at[0].is_file():
+        return looked_at[0], tuple(looked_at)
     for place in (folder, *list(folder.parents)[:_FOLDERS_ABOVE]):
         for name in _NAMES:
             looked_at.append(place / name)
             if looked_at[-1].is_file():
                 return looked_at[-1], tuple(looked_at)
     return None, tuple(looked_at)
+
+
+def config_beside(file: Path) -> Path:
+    """Where the configuration of one file lies, and of no other in its folder."""
+    return file.with_name(f"{file.stem}.{_NAMES[-1]}")
 
 
 def read_adapter_config(path: str | os.PathLike[str]) -> LoraConfig:

@@ -6,7 +6,7 @@ from collections import Counter
 from statistics import median
 
 from ckpt_tools.cli.common import printable
-from ckpt_tools.reports import FoldedWeight, MergeReport, SplitReport, TransformReport
+from ckpt_tools.reports import FoldedWeight, InjectReport, MergeReport, SplitReport, TransformReport
 from ckpt_tools.sizes import format_size
 
 __all__ = ["summarise", "volume_facts"]
@@ -60,7 +60,7 @@ def _facts(report: MergeReport) -> list[tuple[str, str]]:
     return facts + volume_facts(report)
 
 
-def volume_facts(report: MergeReport | SplitReport | TransformReport) -> list[tuple[str, str]]:
+def volume_facts(report: InjectReport | MergeReport | SplitReport | TransformReport) -> list[tuple[str, str]]:
     """What was, or would be, read and written."""
     files = f"{len(report.files)} files" if len(report.files) > 1 else report.format
     written = f"{format_size(report.bytes_written)}, {files}"

@@ -28,12 +28,13 @@ from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import Cast
 from ckpt_tools.writing.destination import check_destination, check_room, destination
 from ckpt_tools.writing.executors import check_executor
+from ckpt_tools.writing.finite import refuse_overflow
 from ckpt_tools.writing.memory import Budget, make_budget
 from ckpt_tools.writing.outputs import Changes, OutputOptions, default_output, plan_output
 from ckpt_tools.writing.parts import parse_ranks, part_of
 from ckpt_tools.writing.plan import Plan
 from ckpt_tools.writing.write import Outcome, execute
-from surgery.errors import MismatchError, NonFiniteError, PetSurgeryError, Problem, UsageError
+from surgery.errors import MismatchError, PetSurgeryError, Problem, UsageError
 from surgery.states import is_training_scalar, split_optimizer_state
 from surgery.version import __version__
 
@@ -157,7 +158,7 @@ def transform(
 
         def approve(outcome: Outcome) -> None:
             if not allow_nonfinite:
-                _refuse_overflow(outcome, dtype)
+                refuse_overflow(outcome, dtype)
 
         outcome = execute(
             plan,
@@ -213,17 +214,6 @@ def _absences(source: Path, whole: Gathered, may_miss: Callable[[str], bool]) ->
     ]
     rest = [Problem(str(source), f"{more} more in no file", "all that the strategy has", remedy)] if more > 0 else []
     return problems + rest
-
-
-def _refuse_overflow(outcome: Outcome, dtype: str) -> None:
-    remedy = "Choose another --dtype, or accept it with --allow-nonfinite"
-    problems = [
-        Problem(name, f"{over} elements beyond the range of {dtype}", "values that it can hold", remedy)
-        for name, measured in outcome.statistics.items()
-        if (over := measured.nonfinite_output - measured.nonfinite_input) > 0
-    ]
-    if problems:
-        raise NonFiniteError(problems)
 
 
 def _matches(patterns: Sequence[str]) -> Callable[[str], bool]:

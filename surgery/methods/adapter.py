@@ -12,6 +12,7 @@ from surgery.methods.base import (
     Method,
     NetworkShape,
     NewParameter,
+    Side,
     Target,
     TargetLayer,
     option,
@@ -51,13 +52,13 @@ def _add_parameters(
     for layer in layers:
         block = layer.parameter("mindpet_delta_adapter.mindpet_delta_adapter_block")
         dtype, width = config.dtype_of(layer), layer.out_channels
-        for half, out, into in (
-            ("down_sampler", config.bottleneck_size, width),
-            ("up_sampler", width, config.bottleneck_size),
+        for half, out, into, sides in (
+            ("down_sampler", config.bottleneck_size, width, (Side.NONE, Side.OUTPUT)),
+            ("up_sampler", width, config.bottleneck_size, (Side.OUTPUT, Side.NONE)),
         ):
             name = f"{block}.mindpet_delta_adapter_{half}"
-            added.append(NewParameter(f"{name}.weight", (out, into), dtype, normal))
-            added.append(NewParameter(f"{name}.bias", (out,), dtype, zeros))
+            added.append(NewParameter(f"{name}.weight", (out, into), dtype, normal, sides=sides))
+            added.append(NewParameter(f"{name}.bias", (out,), dtype, zeros, sides=sides[:1]))
     return tuple(added)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "NewParameter",
     "PetConfig",
     "Rule",
+    "Side",
     "Target",
     "TargetLayer",
     "option",
@@ -39,6 +40,14 @@ class Target(Enum):
     LAYERS = "linear layers"
     ATTENTION = "the keys and values of every attention"
     BIASES = "biases that the network has"
+
+
+class Side(Enum):
+    """What of a linear layer an axis of a new parameter lies along, and so how it is cut over devices."""
+
+    NONE = "neither"
+    INPUT = "input"
+    OUTPUT = "output"
 
 
 class LayerKind(Enum):
@@ -73,6 +82,8 @@ class NewParameter:
         dtype: Its element type, such as `fp32`.
         initialiser: What it begins with.
         is_trained: Whether training changes it.
+        sides: For each axis, what of its layer it lies along: an axis is cut over devices as that is. Empty for a
+            parameter that every device holds whole.
     """
 
     name: str
@@ -80,6 +91,7 @@ class NewParameter:
     dtype: str
     initialiser: Initialiser
     is_trained: bool = True
+    sides: tuple[Side, ...] = ()
 
     @property
     def elements(self) -> int:

@@ -14,6 +14,7 @@ from surgery.methods.base import (
     Method,
     NetworkShape,
     NewParameter,
+    Side,
     Target,
     TargetLayer,
     option,
@@ -80,8 +81,9 @@ def _add_parameters(
         dtype = config.dtype_of(layer) if dense else layer.dtype
         shapes = (config.lora_rank, layer.in_channels), (layer.out_channels, config.lora_rank)
         initialisers = config.initialiser_of_a(layer), named_initialiser(config.lora_b_init)
-        for name, shape, initialiser in zip(names, shapes, initialisers, strict=True):
-            added.append(NewParameter(layer.parameter(name), shape, dtype, initialiser))
+        sides = (Side.NONE, Side.INPUT), (Side.OUTPUT, Side.NONE)
+        for name, shape, initialiser, along in zip(names, shapes, initialisers, sides, strict=True):
+            added.append(NewParameter(layer.parameter(name), shape, dtype, initialiser, sides=along))
     return tuple(added)
 
 

@@ -14,6 +14,7 @@ from surgery.methods.base import (
     Method,
     NetworkShape,
     NewParameter,
+    Side,
     Target,
     TargetLayer,
     option,
@@ -63,11 +64,16 @@ def _add_parameters(
     for layer in layers:
         dtype, width = config.dtype_of(layer), layer.out_channels
         inner = width // config.reduction_factor
-        for half, into, out in (("down_sampler", width, inner), ("up_sampler", inner, width)):
+        for half, into, out, sides in (
+            ("down_sampler", width, inner, (Side.OUTPUT, Side.NONE)),
+            ("up_sampler", inner, width, (Side.NONE, Side.OUTPUT)),
+        ):
             name = layer.parameter(f"{stem}_adapter.{stem}_adapter_{half}")
-            added.append(NewParameter(f"{name}.{stem}_adapter_weight_left", (into, rank), dtype, initialiser))
-            added.append(NewParameter(f"{name}.{stem}_adapter_weight_right", (rank, out), dtype, initialiser))
-            added.append(NewParameter(f"{name}.bias", (out,), dtype, Initialiser("zeros")))
+            left, right = f"{name}.{stem}_adapter_weight_left", f"{name}.{stem}_adapter_weight_right"
+            zeros = Initialiser("zeros")
+            added.append(NewParameter(left, (into, rank), dtype, initialiser, sides=(sides[0], Side.NONE)))
+            added.append(NewParameter(right, (rank, out), dtype, initialiser, sides=(Side.NONE, sides[1])))
+            added.append(NewParameter(f"{name}.bias", (out,), dtype, zeros, sides=sides[1:]))
     return tuple(added)
 
 

@@ -44,8 +44,18 @@ def test_a_configuration_four_folders_above_is_not_looked_at(adapter: Path, tmp_
 def test_every_place_is_reported_in_order(adapter: Path) -> None:
     found, looked_at = find_adapter_config(adapter)
     assert found is None
-    assert [path.parent for path in looked_at[::2]] == list(adapter.parents)[:4]
-    assert [path.name for path in looked_at[:2]] == ["mindformers_adapter_config.json", "adapter_config.json"]
+    assert looked_at[0] == adapter.with_name("lora.adapter_config.json")
+    assert [path.parent for path in looked_at[1::2]] == list(adapter.parents)[:4]
+    assert [path.name for path in looked_at[1:3]] == ["mindformers_adapter_config.json", "adapter_config.json"]
+
+
+def test_what_is_called_after_the_file_is_its_own_and_no_others(adapter: Path) -> None:
+    (adapter.parent / "adapter_config.json").write_text(PEFT)
+    own = adapter.with_name("lora.adapter_config.json")
+    own.write_text(PEFT)
+    assert find_adapter_config(adapter)[0] == own
+    assert find_adapter_config(adapter.with_name("other.ckpt"))[0] == adapter.parent / "adapter_config.json"
+    assert find_adapter_config(adapter.parent)[0] == adapter.parent / "adapter_config.json"
 
 
 def test_the_manifest_wins_in_one_folder(adapter: Path) -> None:

@@ -1,0 +1,28 @@
+"""Whether what was written can be held by its type."""
+
+from __future__ import annotations
+
+from ckpt_tools.writing.write import Outcome
+from surgery.errors import NonFiniteError, Problem
+
+__all__ = ["refuse_overflow"]
+
+
+def refuse_overflow(outcome: Outcome, dtype: str) -> None:
+    """Call an output off in which casting made finite numbers infinite.
+
+    Args:
+        outcome: What was measured.
+        dtype: The type that the user asked for.
+
+    Raises:
+        NonFiniteError: It has such numbers.
+    """
+    remedy = "Choose another --dtype, or accept it with --allow-nonfinite"
+    problems = [
+        Problem(name, f"{over} elements beyond the range of {dtype}", "values that it can hold", remedy)
+        for name, measured in outcome.statistics.items()
+        if (over := measured.nonfinite_output - measured.nonfinite_input) > 0
+    ]
+    if problems:
+        raise NonFiniteError(problems)
