@@ -20,6 +20,9 @@ HEADINGS = {
     reports.FoldedWeight: "Weight",
     reports.AdapterUse: "Use",
     reports.DroppedTensor: "Dropped",
+    reports.InjectReport: "Inject report",
+    reports.AddedParameter: "Added",
+    reports.NearMiss: "Miss",
     reports.TransformReport: "Transform report",
     reports.TransformedTensor: "Tensor",
 }
