@@ -24,6 +24,9 @@ HEADINGS = {
     reports.SplitReport: "Split report",
     reports.SplitParameter: "Parameter",
     reports.ExtractedLayer: "Layer",
+    reports.InjectReport: "Inject report",
+    reports.AddedParameter: "Added",
+    reports.NearMiss: "Miss",
     reports.TransformReport: "Transform report",
     reports.TransformedTensor: "Tensor",
 }
