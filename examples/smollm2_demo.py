@@ -97,9 +97,10 @@ def main() -> None:
     print(f"    merged: {speak(merged, model)}")
 
     print(f"\nDone in {time.monotonic() - began:.0f} s. The files:\n")
-    for path in sorted(FOLDER.iterdir()):
-        shown = f"{path}/" if path.is_dir() else str(path)
-        print(f"  {shown:26} {size_of(path) / 1e6:6.1f} MB")
+    files = {f"{path}/" if path.is_dir() else str(path): size_of(path) for path in sorted(FOLDER.iterdir())}
+    width = max(map(len, files))
+    for shown, size in files.items():
+        print(f"  {shown:{width}} {size / 1e6:6.1f} MB")
     print(f"\n{NEXT.format(bin=Path(sys.executable).parent)}")
 
 
