@@ -7,6 +7,7 @@ Writes SmolLM2-135M-Instruct as a MindFormers checkpoint and as a Hugging Face f
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -65,6 +66,8 @@ def main() -> None:
     write_hf_folder(model, FOLDER / "smollm2-hf")
     tokens = [model.metadata["tokenizer.ggml.tokens"].index(token) for token in TEXT]
 
+    logging.disable(logging.INFO)  # MindFormers logs to standard output, and into files that it makes where it runs
+    os.environ["LOG_MF_PATH"] = os.fspath(FOLDER / "logs")
     from examples.smollm2_training import logits_of, train, write_run  # MindSpore takes seconds to import
 
     run_yaml = FOLDER / "run.yaml"
