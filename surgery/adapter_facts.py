@@ -21,6 +21,7 @@ __all__ = [
     "AdaptedLayer",
     "AdapterFacts",
     "mindformers_config",
+    "mindformers_lora",
     "peft_config",
     "slora_config",
     "surgery_section",
@@ -118,19 +119,32 @@ def mindformers_config(facts: AdapterFacts) -> dict[str, Any]:
     It knows one rank and one alpha. An adapter with several has PEFT's keys besides, and the layers' own names.
     """
     if _is_uniform(facts) and not (facts.use_rslora or facts.use_dora or facts.lora_bias or facts.saved_modules):
-        return {
-            "base_model_name_or_path": "none",
-            "bias": "none",
-            "lora_alpha": _number(facts.layers[0].alpha),
-            "lora_bias": False,
-            "lora_dropout": facts.dropout,
-            "peft_type": "LORA",
-            "r": facts.layers[0].rank,
-            "target_modules": [f".*{leaf}" for leaf in dict.fromkeys(map(_leaf, facts.layers))],
-            "task_type": "CAUSAL_LM",
-            SECTION: dict(facts.section),
-        }
+        layer = facts.layers[0]
+        targets = [f".*{leaf}" for leaf in dict.fromkeys(map(_leaf, facts.layers))]
+        return mindformers_lora(layer.rank, layer.alpha, facts.dropout, targets) | {SECTION: dict(facts.section)}
     return peft_config(facts)
+
+
+def mindformers_lora(rank: int, alpha: float, dropout: float, target_modules: Sequence[str]) -> dict[str, Any]:
+    """The keys that MindFormers writes of LoRA, in its order.
+
+    Args:
+        rank: LoRA's rank.
+        alpha: LoRA's alpha.
+        dropout: The share of inputs that training dropped.
+        target_modules: Regular expressions of the names of layers.
+    """
+    return {
+        "base_model_name_or_path": "none",
+        "bias": "none",
+        "lora_alpha": _number(alpha),
+        "lora_bias": False,
+        "lora_dropout": dropout,
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": list(target_modules),
+        "task_type": "CAUSAL_LM",
+    }
 
 
 def slora_config(facts: AdapterFacts) -> dict[str, Any]:

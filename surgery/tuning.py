@@ -114,7 +114,7 @@ def _parse_peft(values: dict[str, Any], source: str) -> Tuning:
     problems = []
     for name, what in _WITHOUT_COUNTERPART.items():
         if not is_unset(values.get(name)):
-            expected = f"nothing: MindFormers' LoRA has no {what}"
+            expected = f"nothing: MindFormers' LoRA doesn't know {what}"
             problems.append(Problem(f"{source}: {name}", f"{values[name]!r:.60}", expected, "Leave it out"))
     if peft.bias != "none":
         remedy = "Say which in freeze_exclude of a pet_config"

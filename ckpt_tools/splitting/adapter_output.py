@@ -19,6 +19,7 @@ from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.writing.plan import Entry, OutputBytes, OutputFile, Plan
 from surgery.adapter_facts import METADATA_CONFIG, mindformers_config, peft_config, slora_config
+from surgery.config_files import config_beside
 from surgery.errors import MismatchError, Problem, UsageError
 from surgery.naming import ParameterName, Role
 from surgery.spelling import spell
@@ -30,6 +31,7 @@ __all__ = [
     "METADATA_CONFIG",
     "AdapterLayout",
     "AdapterOptions",
+    "files_beside",
     "named_delta",
     "plan_adapter",
 ]
@@ -204,6 +206,12 @@ def plan_adapter(
         )
     strings = _strings(options, metadata, config) if suffix == "safetensors" else {}
     return Plan(options.path, False, (OutputFile(options.path.name, suffix, layout.tensors, strings),))
+
+
+def files_beside(plan: Plan, config: Mapping[str, Any] | None) -> dict[Path, bytes]:
+    """The configuration beside a `.ckpt`, which has no place for it: path to content."""
+    is_bare = not plan.is_folder and next(plan.files()).format == "ckpt"
+    return {config_beside(plan.output): _json(config)} if is_bare and config is not None else {}
 
 
 def _plan_slora(layout: AdapterLayout, options: AdapterOptions, config: Mapping[str, Any] | None) -> Plan:

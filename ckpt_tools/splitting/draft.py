@@ -11,7 +11,14 @@ from typing import Any
 
 from ckpt_tools.distributed import Opened
 from ckpt_tools.reports import DroppedTensor, SplitParameter, SplitReport
-from ckpt_tools.splitting.adapter_output import CONFIGS, AdapterLayout, AdapterOptions, named_delta, plan_adapter
+from ckpt_tools.splitting.adapter_output import (
+    CONFIGS,
+    AdapterLayout,
+    AdapterOptions,
+    files_beside,
+    named_delta,
+    plan_adapter,
+)
 from ckpt_tools.splitting.extracting import Extracted
 from ckpt_tools.splitting.facts import Scales, fingerprint_of_targets, lora_facts, pairs_of
 from ckpt_tools.splitting.selection import Selected
@@ -74,6 +81,10 @@ class Draft:
         if self.fingerprint:
             metadata[METADATA_FINGERPRINT] = self.fingerprint
         return plan_adapter(self._layout, self._options, self._opened.base.format, self._config, metadata)
+
+    def files_beside(self, plan: Plan) -> dict[Path, bytes]:
+        """What goes with the adapter where it is one file: path to content."""
+        return files_beside(plan, self._config)
 
     def remainder_plan(self, path: Path) -> Plan:
         """The base."""
@@ -138,7 +149,7 @@ class Draft:
             base_fingerprint=self.fingerprint,
             config=self._config,
             format=next(plan.files()).format,
-            files=tuple(entry.name for entry in plan.entries),
+            files=(*(entry.name for entry in plan.entries), *(path.name for path in self.files_beside(plan))),
             parameters=tuple(
                 SplitParameter(
                     name=new,

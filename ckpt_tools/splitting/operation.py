@@ -19,6 +19,7 @@ from ckpt_tools.splitting.extracting import ExtractionOptions, extract_delta
 from ckpt_tools.splitting.facts import Scales, find_scales
 from ckpt_tools.splitting.selection import Choice, select
 from ckpt_tools.tensors.dtypes import BY_NAME
+from ckpt_tools.writing.beside import check_beside, write_beside
 from ckpt_tools.writing.destination import check_destination, check_room, destination
 from ckpt_tools.writing.memory import make_budget
 from ckpt_tools.writing.plan import Plan
@@ -125,8 +126,15 @@ def split(
         for plan in plans:
             check_destination(plan, inputs, force=force)
         _check_apart(plans)
+        beside = work.files_beside(plans[0])
+        check_beside(beside, inputs, force=force)
         report = work.report(plans, budget.peak_bytes)
         check_room(plans[0].output, report.bytes_written, report.free_disk_bytes)
+
+        def approve(outcome: Outcome) -> None:
+            _refuse_overflow(outcome, dtype)
+            write_beside(beside)
+
         if not dry_run:
             resumed: list[str] = []
             for plan in plans:
@@ -135,7 +143,7 @@ def split(
                     force=force,
                     budget=budget,
                     progress=progress,
-                    approve=lambda outcome: _refuse_overflow(outcome, dtype),
+                    approve=approve,
                     executor=executor,
                 )
                 resumed += outcome.resumed

@@ -58,6 +58,19 @@ def test_a_single_safetensors_file_carries_its_configuration(tmp_path: Path) -> 
     assert "metadata pet_surgery.adapter_config" in report.adapters[0].config
 
 
+def test_a_single_ckpt_has_its_configuration_beside_it(tmp_path: Path) -> None:
+    save(tmp_path / "base.ckpt", BASE)
+    source = combined(tmp_path, LORA["mindpet"])
+    report = split(source, alpha=8, output=tmp_path / "lora.ckpt")
+    assert report.files == ("lora.ckpt", "lora.adapter_config.json")
+    merged = merge(tmp_path / "base.ckpt", tmp_path / "lora.ckpt", output=tmp_path / "merged.ckpt")
+    assert merged.weights[0].adapters[0].alpha == 8
+    (tmp_path / "lora.ckpt").unlink()
+    assert "lora.adapter_config.json" in refusal(tmp_path, 8, source, alpha=16, output=tmp_path / "lora.ckpt")
+    split(source, alpha=16, output=tmp_path / "lora.ckpt", force=True)
+    assert json.loads((tmp_path / "lora.adapter_config.json").read_text())["lora_alpha"] == 16
+
+
 def test_peft_to_mindformers_and_back_is_the_identity(tmp_path: Path) -> None:
     pairs = {PEFT_NAMES[name]: array for name, array in LORA["mindpet"].items()}
     write_peft(tmp_path / "peft", pairs, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
