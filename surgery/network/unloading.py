@@ -110,7 +110,8 @@ def _merged(slot: Slot) -> np.ndarray:
     transposed = is_transposed(cell)
     left, right = (b, a) if transposed else (a.T, b.T)
     term = LowRankTerm(_lazy(left), _lazy(right), float(cell.scaling))
-    merged = Merged(_lazy(weight), (term,), dtype_of(weight)).read_all()
+    with np.errstate(over="ignore", invalid="ignore"):  # looked for in the result
+        merged = Merged(_lazy(weight), (term,), dtype_of(weight)).read_all()
     if not np.isfinite(merged.astype(np.float32)).all():
         raise NonFiniteError(Problem(slot.path, "NaN or Inf in the merged weight", "finite values"))
     return merged

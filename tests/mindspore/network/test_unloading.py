@@ -12,6 +12,7 @@ import pytest
 from mindformers.modules.layers import Linear
 from mindformers.pet import get_pet_model as theirs
 from mindspore import Tensor, nn
+from mindspore.common.initializer import Normal
 from networks import MODELS, PlainNet, PrefixNet, changed, output, seed, train, use_mode, values
 
 from ckpt_tools import merge, open_checkpoint
@@ -64,7 +65,7 @@ def test_folding_does_so_for_other_types_and_weights_that_lie_the_other_way(
     class Net(nn.Cell):
         def __init__(self) -> None:
             super().__init__()
-            self.dense = Linear(16, 24, transpose_b=transpose_b, param_init_type=kind, init_method_std=0.5)
+            self.dense = Linear(16, 24, weight_init=Normal(0.5), transpose_b=transpose_b, param_init_type=kind)
 
     network = get_pet_model(Net(), {**LORA, "target_modules": "dense"})
     random = np.random.default_rng(0)
