@@ -214,7 +214,7 @@ def test_an_adapter_of_another_method_refuses() -> None:
 def test_the_package_hands_out_what_networks_need() -> None:
     assert surgery.get_pet_model is get_pet_model
     assert surgery.LoraAdapter is LoraAdapter
-    assert surgery._OF_NETWORKS == set(surgery.network.__all__)
+    assert set(surgery.network.__all__) == surgery._OF_NETWORKS
     with pytest.raises(AttributeError, match="no attribute 'LoraAdaptor'"):
         _ = surgery.LoraAdaptor
 
