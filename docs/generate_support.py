@@ -23,6 +23,7 @@ NETWORKS = {
     "llama": "LLaMA",
     "glm2": "ChatGLM2",
     "gpt2": "GPT-2",
+    "bloom": "Bloom",
     "parallel_core": "linear layers of the parallel core",
 }
 METHODS = {
@@ -53,7 +54,8 @@ None of this was run, as it needs an Ascend NPU:
   attributes;
 - computing in bfloat16: its parameters are tested in loading, merging and saving;
 - flash attention, fused norms and `use_past`, the cache of keys and values;
-- whole networks of the parallel core (Qwen 3, DeepSeek 3, GLM 4, TeleChat 3): of these their linear layers were run.
+- whole networks of the parallel core (Qwen 3, DeepSeek 3, GLM 4, TeleChat 3), whose norm, the operator RmsNorm, has no
+  kernel for a CPU: of these their linear layers were run.
 """
 
 

@@ -65,18 +65,13 @@ __all__ = [
     "to_mindformers",
 ]
 
-_OF_NETWORKS = frozenset(
+_OF_NETWORKS = frozenset(  # `surgery.network.__all__`: a test compares
     {
-        *(
-            "AdapterAdapter",
-            "BitFitAdapter",
-            "DeltaCheckpoint",
-            "LoraAdapter",
-            "LowRankAdapter",
-            "PetAdapter",
-            "PrefixTuningAdapter",
-        ),
-        *("Ptuning2Adapter", "get_pet_model", "inject", "load_ckpt", "merge_and_unload", "register_adapter", "unload"),
+        *("AdapterAdapter", "BitFitAdapter", "DeltaCheckpoint", "Injection", "InjectionReport"),
+        *("LoadReport", "LoraAdapter", "LowRankAdapter", "PetAdapter", "PrefixTuningAdapter"),
+        *("Ptuning2Adapter", "TrainablePrefixLayer", "adapter_for", "adapter_of", "freeze"),
+        *("freeze_from_config", "get_pet_model", "inject", "known_adapters", "load_ckpt"),
+        *("merge_and_unload", "register_adapter", "save_delta", "unload"),
     }
 )
 

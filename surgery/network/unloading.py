@@ -15,13 +15,13 @@ from surgery.network.cells import Slot, slots_of, swap_cells
 from surgery.network.packages import (
     Cell,
     ColumnParallelLinearWithLoRA,
+    Linear,
     LoRADense,
     RowParallelLinearWithLoRA,
     is_cell_of,
-    nn,
 )
 from surgery.network.prefixes import is_prefixed
-from surgery.network.replacing import originals_of
+from surgery.network.replacing import adopt_weights, originals_of
 from surgery.network.sharding import is_transposed
 
 __all__ = ["merge_and_unload", "unload"]
@@ -39,8 +39,8 @@ def merge_and_unload(network: Cell) -> Cell:
         The network.
 
     Raises:
-        MismatchError: There is no LoRA in it, there is another method that cannot be folded, or the layer that a
-            cell took the place of is not known, as MindFormers' own `get_pet_model` forgets it.
+        MismatchError: There is no LoRA in it, or a method that cannot be folded; or MindFormers itself put LoRA into
+            its parallel core, and the layer that was there is not known.
         NonFiniteError: A weight would become NaN or Inf.
     """
     slots = [slot for slot in slots_of(network) if _is_lora(slot.cell)]
@@ -49,6 +49,16 @@ def merge_and_unload(network: Cell) -> Cell:
     problems = [
         Problem(slot.path, f"a {type(slot.cell).__name__}, which no weight can hold", "LoRA", "Use unload")
         for slot in others
+    ]
+    problems += [
+        Problem(
+            slot.path,
+            f"a {type(slot.cell).__name__} that MindFormers put there",
+            "a layer to hang back",
+            "Use pet-merge",
+        )
+        for slot in slots
+        if id(slot.cell) not in originals and not isinstance(slot.cell, LoRADense)
     ]
     if not slots and not others:
         problems.append(Problem(type(network).__name__, "no LoRA to fold", "a network with LoRA"))
@@ -92,10 +102,16 @@ def _is_lora(cell: Any) -> bool:
 def _plain(cell: Any, originals: dict[int, Cell]) -> Cell:
     if id(cell) in originals:
         return originals[id(cell)]
-    plain = nn.Dense(cell.in_channels, cell.out_channels, has_bias=cell.has_bias, activation=cell.activation)
-    plain.weight, plain.matmul = cell.weight, cell.matmul
-    if cell.has_bias:
-        plain.bias, plain.bias_add = cell.bias, cell.bias_add
+    # MindFormers' own `get_pet_model` forgets the layer; its `Linear` computes in the same type as LoRADense does.
+    plain = Linear(
+        cell.in_channels,
+        cell.out_channels,
+        has_bias=cell.has_bias,
+        transpose_b=is_transposed(cell),
+        compute_dtype=cell.dtype,
+    )
+    adopt_weights(plain, cell)
+    plain.activation, plain.activation_flag = cell.activation, cell.activation_flag
     return plain
 
 
@@ -110,7 +126,8 @@ def _merged(slot: Slot) -> np.ndarray:
     transposed = is_transposed(cell)
     left, right = (b, a) if transposed else (a.T, b.T)
     term = LowRankTerm(_lazy(left), _lazy(right), float(cell.scaling))
-    merged = Merged(_lazy(weight), (term,), dtype_of(weight)).read_all()
+    with np.errstate(over="ignore", invalid="ignore"):  # looked for in the result
+        merged = Merged(_lazy(weight), (term,), dtype_of(weight)).read_all()
     if not np.isfinite(merged.astype(np.float32)).all():
         raise NonFiniteError(Problem(slot.path, "NaN or Inf in the merged weight", "finite values"))
     return merged

@@ -104,6 +104,16 @@ def gpt2() -> nn.Cell:
     return GPT2LMHeadModel(GPT2Config(use_flash_attention=False, **options))
 
 
+def bloom() -> nn.Cell:
+    from mindformers import BloomConfig, BloomLMHeadModel
+
+    dropouts = dict.fromkeys(("hidden_dropout_rate", "attention_dropout_rate"), 0.0)
+    types = dict.fromkeys(("embedding_init_type", "softmax_compute_type"), "float32")
+    return BloomLMHeadModel(
+        BloomConfig(use_flash_attention=False, expand_ratio=4, **TINY, **FLOAT32, **types, **dropouts)
+    )
+
+
 def glm2() -> nn.Cell:
     from mindformers import ChatGLM2Config, ChatGLM2ForConditionalGeneration
     from mindformers.models.glm2 import glm2_modules
@@ -172,6 +182,7 @@ MODELS = {
 }
 if IS_CLASSIC:
     MODELS["gpt2"] = Model(gpt2, ".*dense1|.*dense2|.*dense3", _IDS, (tokens(TOKENS + 1),))
+    MODELS["bloom"] = Model(bloom, ".*dense3|.*mapping", _IDS, (tokens(TOKENS + 1),))
 else:
     MODELS["parallel_core"] = Model(
         ParallelCoreNet,

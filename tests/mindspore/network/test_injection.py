@@ -128,6 +128,16 @@ def test_a_layer_within_a_sequential_cell_is_called() -> None:
     assert [type(cell).__name__ for cell in block.cell_list] == ["LoRADense", "LoRADense"]
 
 
+def test_a_layer_that_has_an_adapter_gets_no_second_one() -> None:
+    network = get_pet_model(PlainNet(), lora(target_modules="dense"))
+    with pytest.raises(
+        MismatchError, match=r"blocks\.0\.dense is a LoRADense, a linear layer with a computation of its own"
+    ):
+        get_pet_model(network, lora(target_modules="dense"))
+    report = inject(network, lora(target_modules="dense|head")).report
+    assert [cell.path for cell in report.replaced] == ["head"]
+
+
 def test_globs_of_the_configuration_are_applied_behind_the_method() -> None:
     network = get_pet_model(PlainNet(), lora(target_modules="head", freeze_exclude=["*norm*"]))
     names = [parameter.name for parameter in network.trainable_params()]
@@ -204,6 +214,7 @@ def test_an_adapter_of_another_method_refuses() -> None:
 def test_the_package_hands_out_what_networks_need() -> None:
     assert surgery.get_pet_model is get_pet_model
     assert surgery.LoraAdapter is LoraAdapter
+    assert set(surgery.network.__all__) == surgery._OF_NETWORKS
     with pytest.raises(AttributeError, match="no attribute 'LoraAdaptor'"):
         _ = surgery.LoraAdaptor
 

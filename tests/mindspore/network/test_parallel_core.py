@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pytest
 from mindformers.pet.pet_config import LoraConfig
 from mindformers.pet.tuners.lora_adapter import recursive_replace_dense_cell
 from mindspore import nn
 from networks import MODELS, ParallelCoreNet, changed, output, seed, train, use_mode, values
 
+from surgery.errors import MismatchError
 from surgery.network import get_pet_model, merge_and_unload
 
 CONFIG = {"pet_type": "lora", "lora_rank": 4, "lora_alpha": 6, "lora_dropout": 0.0, "target_modules": "linear_.*"}
@@ -54,6 +56,12 @@ def test_fresh_trained_and_folded_it_computes_what_it_should() -> None:
     assert [network.linear_qkv, network.linear_proj] == layers
     np.testing.assert_allclose(output(network, INPUTS), tuned, rtol=0, atol=1e-5)
     assert np.abs(tuned - base).max() > 1e-3
+
+
+def test_what_mindformers_put_in_cannot_be_hung_back() -> None:
+    theirs = recursive_replace_dense_cell(ParallelCoreNet(), LoraConfig(target_modules="linear_.*"))
+    with pytest.raises(MismatchError, match=r"linear_qkv: .*MindFormers put there.*Use pet-merge"):
+        merge_and_unload(theirs)
 
 
 def test_strategies_are_those_that_mindformers_gives() -> None:

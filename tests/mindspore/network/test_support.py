@@ -33,7 +33,7 @@ ONLY_LORA = (
     "neither MindPet nor MindFormers has more than LoRA for these layers",
 )
 REFUSED = {
-    **{(model, method): NO_PREFIX for model in ("glm2", "gpt2", "parallel_core") for method in PREFIXES},
+    **{(model, method): NO_PREFIX for model in ("glm2", "gpt2", "bloom", "parallel_core") for method in PREFIXES},
     ("llama", "bitfit"): (r"no parameter of BitFit \(\*bias\)", "it has no bias that could be trained"),
     ("parallel_core", "adapter"): ONLY_LORA,
     ("parallel_core", "low_rank_adapter"): ONLY_LORA,
