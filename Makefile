@@ -88,7 +88,7 @@ test: .venv/.complete
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 test-classic: .venv-classic/.complete
-	@.venv-classic/bin/python -m pytest tests/mindspore/network tests/classic $(PYTEST_ARGS)
+	@.venv-classic/bin/python -m pytest tests/mindspore/network tests/mindspore/injecting tests/classic $(PYTEST_ARGS)
 
 test-core: .venv-dev/.complete
 	@.venv-dev/bin/python -m pytest --ignore tests/mindspore --ignore tests/ray $(PYTEST_ARGS)

@@ -32,7 +32,7 @@ PREFIXES: dict[str, dict[str, Any]] = {
     "prefixtuning": {"prefix_token_num": 8, "mid_dim": 12, "dropout_rate": 0.0},
 }
 SHAPE = {"num_layers": 1, "num_heads": 4, "kv_channels": 16}
-# The parallel core's layers have a test of their own; LLaMA has no biases, and only it takes prefixes on a CPU.
+# The parallel core's layers have a module of their own; LLaMA has no biases, and only it takes prefixes on a CPU.
 NETWORKS = [name for name in MODELS if name != "parallel_core"]
 CASES = [
     *((name, pet_type) for name in NETWORKS for pet_type in OF_LAYERS),
@@ -103,17 +103,6 @@ def test_new_parameters_have_the_type_of_their_layer(dtype: str) -> None:
     save_checkpoint("base.ckpt", arrays)
     report = inject("base.ckpt", config=config_for("plain", "lora"), output="injected.ckpt")
     assert {one.dtype for one in report.added} == {dtype}
-
-
-def test_loras_of_the_parallel_core_are_called_and_ordered_as_there() -> None:
-    network = MODELS["parallel_core"].make()
-    prefix = "decoder.layers.0.self_attention."
-    save_checkpoint("base.ckpt", {f"{prefix}{name}": array for name, array in values(network).items()})
-    config = {**config_for("parallel_core", "lora"), "target_modules": "linear_.*"}
-    inject("base.ckpt", config=config, output="injected.ckpt")
-    tuned = get_pet_model(network, config)
-    expected = [(f"{prefix}{name}", shape, dtype) for name, shape, dtype in facts_of_network(tuned)]
-    assert facts_of_file(Path("injected.ckpt")) == expected
 
 
 def test_grouped_query_attention_has_a_prefix_of_its_keys_heads() -> None:
