@@ -201,7 +201,8 @@ def inject(
         executor=executor,
     )
     if network is not None and part is None:
-        load_into_network(network, plan.output, plan.output / STRATEGY_NAME if scattered is not None else None)
+        says_how_it_is_cut = scattered is None or format == "iteration"
+        load_into_network(network, plan.output, None if says_how_it_is_cut else plan.output / STRATEGY_NAME)
     return replace(
         report,
         resumed=tuple(outcome.resumed),
