@@ -1,7 +1,7 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-classic test-core soak conformance check lint format bench bench-transform clean
+.PHONY: help demo test test-classic test-core soak conformance check lint format bench bench-transform bench-inject clean
 
 help:
 	@echo "make demo         add an adapter to a real model, train it, cut it out and merge it (2 minutes, 5 GB of disk)"
@@ -13,6 +13,7 @@ help:
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
 	@echo "make bench        pet-merge's benchmarks, against MindFormers and PEFT (BENCH_ARGS='--size ... --rows ...')"
 	@echo "make bench-transform  pet-transform's, against MindSpore"
+	@echo "make bench-inject     pet-inject's, against a durable copy"
 	@echo "make clean        remove environments, caches and the demo's files"
 
 # A version manager may put a `python3.12` on the path that only says it is not installed: each candidate is run.
@@ -87,7 +88,7 @@ test: .venv/.complete
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 test-classic: .venv-classic/.complete
-	@.venv-classic/bin/python -m pytest tests/mindspore/network tests/classic $(PYTEST_ARGS)
+	@.venv-classic/bin/python -m pytest tests/mindspore/network tests/mindspore/injecting tests/classic $(PYTEST_ARGS)
 
 test-core: .venv-dev/.complete
 	@.venv-dev/bin/python -m pytest --ignore tests/mindspore --ignore tests/ray $(PYTEST_ARGS)
@@ -117,6 +118,9 @@ bench: .venv-bench/.complete .venv/.complete .venv-conformance/.complete
 
 bench-transform: .venv-bench/.complete .venv/.complete
 	@.venv-bench/bin/python benchmarks/transform.py --mindspore-python .venv/bin/python $(BENCH_ARGS)
+
+bench-inject: .venv-bench/.complete
+	@.venv-bench/bin/python benchmarks/inject.py $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv .venv-classic .venv-dev .venv-demo .venv-conformance .venv-bench build dist demo bench-work

@@ -59,7 +59,8 @@ class Tuning:
 
     def param_init_type(self) -> str | None:
         """The element type that the network's weights are made in, such as `fp32`; None where the file has none."""
-        text = str(self.network.get("param_init_type") or "").rpartition(".")[2].lower()
+        said = self.network.get("param_init_type") or self.network.get("params_dtype")  # the parallel core's name
+        text = str(said or "").rpartition(".")[2].lower()
         return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from ckpt_tools.distributed import Opened
@@ -91,6 +91,10 @@ class Draft:
             tuning,
             seed,
         )
+
+    def renamed(self, old_names: Collection[str]) -> frozenset[str]:
+        """The base's names of some weights as the output has them."""
+        return frozenset(name for name in self.weights if self.old_names.get(name, name) in old_names)
 
     def changes(self, inputs: Inputs) -> Changes:
         """What the files of the output say besides their tensors."""

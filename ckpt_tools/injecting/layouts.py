@@ -2,8 +2,9 @@
 
 MindFormers cuts its LoRA cells by the strategy of the layer whose place they take (`recursive_replace_dense_cell`, and
 the parallel core's `shard`): an axis of A that lies along the layer's input is cut as the input is, one of B along its
-output as the output is, and the rank is whole. `surgery.network` cuts the other methods' cells likewise. Prefixes are
-whole on every device.
+output as the output is, and the rank is whole. `surgery.network` cuts the other methods' cells likewise. A prefix's
+encoder is in the first stage, as there, and whole on every device: MindFormers cuts its two dense layers by the
+model-parallel devices, which the strategy of a base does not name.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ def with_added(strategy: Strategy, added: tuple[AddedTo, ...], weights: Mapping[
         weights: The base's weights, by name.
     """
     stages = []
-    for layouts in strategy.stages:
+    for stage, layouts in enumerate(strategy.stages):
         extended = dict(layouts)
         for one in added:
-            if one.parameter.name in layouts:
+            if one.parameter.name in layouts or (one.layer is None and stage > 0):
                 continue
             layout = _layout_of(one, layouts, weights)
             if layout is not None:

@@ -156,7 +156,7 @@ def inject(
             draft.written,
             draft.added,
             draft.weights,
-            inputs.base.whole.unlisted,
+            draft.renamed(inputs.base.whole.unlisted),
             lambda name: only_delta and name in draft.weights,
         )
     path = injected_output(inputs.base, wanted, target)
@@ -172,7 +172,7 @@ def inject(
     given = [*inputs.paths(), *([Path(config)] if isinstance(config, str | os.PathLike) else [])]
     check_destination(plan, given, force=force)
     check_beside(beside, given, force=force)
-    report = _report(tuning, inputs, draft, plan, part, scattered, seed)
+    report = _report(tuning, inputs, draft, plan, part, scattered, seed=seed, only_delta=only_delta)
     report = replace(
         report,
         peak_memory_bytes=budget.peak_bytes,
@@ -187,7 +187,7 @@ def inject(
 
     def approve(outcome: Outcome) -> None:
         if not allow_nonfinite:
-            refuse_overflow(outcome, dtype)
+            refuse_overflow(outcome, "its type" if dtype == "keep" else dtype)
         write_beside(beside)
 
     outcome = execute(
@@ -201,7 +201,8 @@ def inject(
         executor=executor,
     )
     if network is not None and part is None:
-        load_into_network(network, plan.output, plan.output / STRATEGY_NAME if scattered is not None else None)
+        says_how_it_is_cut = scattered is None or format == "iteration"
+        load_into_network(network, plan.output, None if says_how_it_is_cut else plan.output / STRATEGY_NAME)
     return replace(
         report,
         resumed=tuple(outcome.resumed),
@@ -234,7 +235,9 @@ def _report(
     plan: Plan,
     part: Plan | None,
     scattered: Scattered | None,
+    *,
     seed: int,
+    only_delta: bool,
 ) -> InjectReport:
     """What is known before anything is written."""
     files = part or plan
@@ -254,7 +257,7 @@ def _report(
         adapter=None if inputs.adapter is None else str(inputs.adapter.base.path),
         adapter_names=draft.graft.rule,
         seed=seed,
-        only_delta=not any(name in draft.weights for name in draft.written),
+        only_delta=only_delta,
         src_strategy=None if source is None else str(source.path),
         dst_strategy=None if target is None else str(target.path),
         step=inputs.base.step,

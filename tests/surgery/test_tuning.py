@@ -160,7 +160,8 @@ def test_a_shape_that_is_missing_or_contradicts_itself_is_refused(model: dict[st
     ("text", "dtype"), [("bfloat16", "bf16"), ("mstype.float16", "fp16"), ("float32", "fp32"), (None, None)]
 )
 def test_the_networks_type_is_that_of_its_configuration(text: str | None, dtype: str | None) -> None:
-    assert parse_tuning(run(LORA, param_init_type=text)).param_init_type() == dtype
+    for name in ("param_init_type", "params_dtype"):
+        assert parse_tuning(run(LORA, **{name: text})).param_init_type() == dtype
 
 
 @pytest.mark.parametrize("values", [LORA, {**LORA, "exclude_layers": ["0"]}, PEFT])

@@ -148,3 +148,10 @@ def test_an_adapter_goes_into_a_base_of_hugging_faces(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "out.adapter_config.json").read_text())
     assert (config["target_modules"], config["lora_alpha"]) == (["q_proj", "v_proj"], 8)
     assert len(report.added) == 8
+
+
+def test_values_of_an_adapter_beyond_the_range_of_the_networks_type_are_refused(tmp_path: Path) -> None:
+    pairs = {name: array * (1e6 if name.endswith("B") else 1) for name, array in PAIRS.items()}
+    write(tmp_path / "lora.ckpt", mindpet(pairs))
+    base = {name: array.astype(np.float16) for name, array in WEIGHTS.items()}
+    assert "beyond the range of its type" in refusal(tmp_path, 5, LORA, base, adapter=tmp_path / "lora.ckpt")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from inject_cases import ADAPTER, LORA, LOW_RANK, PTUNING2, WEIGHTS, injected, refusal, with_biases
-from merge_cases import contents, read
+from merge_cases import contents, hugging_face, read
 from rank_folders import assert_same_arrays, read_arrays, slices_of_rank, strategy_of, write_ranks
 from strategy_bytes import strategy_bytes
 from transform_cases import write_strategy
@@ -121,7 +121,7 @@ def test_each_stage_of_a_pipeline_has_the_parameters_of_its_layers(tmp_path: Pat
     assert len(written.stages) == 2
     new = [name for name in read(tmp_path / "out.ckpt") if "delta" in name]
     for name, (number, stage) in itertools.product(new, enumerate(written.stages)):
-        assert (name in stage) == (config is PTUNING2 or f"layers.{number}" in name)
+        assert (name in stage) == (number == 0 if config is PTUNING2 else f"layers.{number}" in name)
     strategy = tmp_path / "ranks" / "strategy.ckpt"
     transform(tmp_path / "ranks", src_strategy=strategy, output=tmp_path / "again.ckpt")
     assert_same_arrays(read(tmp_path / "again.ckpt"), read(tmp_path / "out.ckpt"))
@@ -183,3 +183,26 @@ def test_an_earlier_output_for_ranks_is_replaced_by_force(tmp_path: Path) -> Non
     for seed in (0, 1):
         injected(tmp_path, output=tmp_path / "ranks", dst_strategy=tmp_path / "dst.ckpt", seed=seed, force=True)
     assert open_checkpoint(tmp_path / "ranks" / "rank_0" / "checkpoint_0.ckpt").tensors
+
+
+def test_what_the_sources_strategy_does_not_list_is_whole_on_every_rank_under_its_new_name_too(tmp_path: Path) -> None:
+    source = {name: layout for name, layout in target(WEIGHTS).stages[0].items() if "norm_out" not in name}
+    write_ranks(tmp_path / "in", WEIGHTS, strategy_of(source))
+    write_strategy(tmp_path / "src.ckpt", strategy_of(source))
+    dst = {
+        name: layout for name, layout in target(hugging_face(WEIGHTS)).stages[0].items() if name != "model.norm.weight"
+    }
+    write_strategy(tmp_path / "dst.ckpt", strategy_of(dst))
+    inject(
+        tmp_path / "in",
+        config={"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]},
+        src_strategy=tmp_path / "src.ckpt",
+        dst_strategy=tmp_path / "dst.ckpt",
+        replicated=["*norm_out*"],
+        names="hf",
+        output=tmp_path / "ranks",
+    )
+    norm = WEIGHTS["model.norm_out.weight"]
+    assert read_rank(tmp_path / "ranks", 5)["model.norm.weight"].tobytes() == norm.tobytes()
+    layouts = read_strategy(tmp_path / "ranks" / "strategy.ckpt").stages[0]
+    assert layouts["model.norm.weight"].tensor_map == ((),)

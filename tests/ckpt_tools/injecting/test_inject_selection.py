@@ -135,3 +135,14 @@ def test_mindformers_rules_hold_on_the_names_that_a_hugging_face_base_is_given(t
 def test_a_base_that_has_an_adapter_is_refused(tmp_path: Path) -> None:
     base = {**WEIGHTS, "model.layers.0.attention.wq.mindpet_delta_lora_a": random(0, 4, 16)}
     assert "Fold it in first: pet-merge BASE" in refusal(tmp_path, 5, LORA, base)
+
+
+def test_rules_hold_on_the_names_that_a_map_gives(tmp_path: Path) -> None:
+    old = "model.layers.1.attention.wo.weight"
+    (tmp_path / "map.json").write_text(json.dumps({old: "model.layers.1.attention.projection.weight"}))
+    report = injected(tmp_path, {**LORA, "target_modules": "projection"}, names=str(tmp_path / "map.json"))
+    assert report.layers == ("model.layers.1.attention.projection",)
+    found = list(read(tmp_path / "out.ckpt"))
+    place = found.index("model.layers.1.attention.projection.weight")
+    assert place == list(WEIGHTS).index(old)
+    assert found[place + 1] == "model.layers.1.attention.projection.mindpet_delta_lora_a"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import pickle
 import statistics
 
 import numpy as np
@@ -56,8 +58,6 @@ GOLDEN_UNIFORM = "0445093daa2f04bed913a9be8e7043bd6e67c4be1146cebe"
 
 def test_a_value_follows_from_the_definition() -> None:
     """The steps of the docstring, once more and one by one."""
-    import hashlib
-
     key = np.frombuffer(hashlib.sha256(b"3\0w").digest()[:16], "<u8").astype(np.uint64)
     for index in (0, 1, 5, 6, 11):
         word = int(np.random.Philox(counter=index // 4, key=key).random_raw(4)[index % 4])
@@ -121,6 +121,11 @@ def test_the_inverse_of_the_normal_distribution_is_that_of_the_standard_library(
     half = np.array([0.5, 0.25, 0.75])
     assert inverse_normal(half)[0] == 0
     assert inverse_normal(half)[1] == -inverse_normal(half)[2]
+
+
+def test_a_worker_that_gets_the_tensor_by_pickle_draws_the_same() -> None:
+    lazy = tensor("normal", 30, 7, seed=3)
+    assert pickle.loads(pickle.dumps(lazy)).read_all().tobytes() == lazy.read_all().tobytes()
 
 
 def test_a_plans_digest_tells_fresh_tensors_apart() -> None:

@@ -104,9 +104,13 @@ def test_slices_for_ranks_are_loaded_by_the_strategy_that_lies_beside_them() -> 
     }
     Path("strategy.ckpt").write_bytes(strategy_file([layouts]))
     config = write_run("llama", "lora")
-    report = inject(base, config=config, output="ranks", dst_strategy="strategy.ckpt", check_network=True)
-    assert report.network_checked
-    assert report.dst_ranks == 4
+    for format in ("keep", "iteration"):
+        output = f"of-{format}"
+        report = inject(
+            base, config=config, output=output, dst_strategy="strategy.ckpt", format=format, check_network=True
+        )
+        assert report.network_checked
+        assert report.dst_ranks == 4
 
 
 def test_another_network_is_told_in_full_and_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
