@@ -74,7 +74,7 @@ def test_pefts_configuration_keeps_its_rules(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_dora": True}, "use_dora: expected nothing: MindFormers' LoRA has no DoRA's magnitudes"),
+        ({"use_dora": True}, "use_dora: expected nothing: MindFormers' LoRA doesn't know DoRA's magnitudes"),
         ({"use_rslora": True}, "use_rslora"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern"),
