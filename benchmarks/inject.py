@@ -20,7 +20,7 @@ _CONFIG = """\
 pet_type: lora
 lora_rank: 16
 lora_alpha: 32
-target_modules: '.*wq|.*wk|.*wv|.*wo|.*w1|.*w2|.*w3'
+target_modules: '.*_proj|w[qkvo123]'
 """
 
 
