@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from surgery.errors import MismatchError, Problem
 from surgery.near import near_names
 
-__all__ = ["CellFacts", "CellRule", "SelectedCells", "SkippedCell", "is_on_paths", "select_cells"]
+__all__ = ["DEFAULT_TARGETS", "CellFacts", "CellRule", "SelectedCells", "SkippedCell", "is_on_paths", "select_cells"]
+
+# MindFormers' rule where a configuration has none (`LoraAdapter.get_pet_model`), and the design document's.
+DEFAULT_TARGETS = r".*dense*|.*linear*"
 
 _ASKS_FOR_DOT = re.compile(r"(?<!\\)(?:\\\\)*(?:\\\.|\[\.\])")
 _NOT_OF_NAMES = re.compile(r"\\.|[^\w.|]")

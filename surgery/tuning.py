@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from surgery.adapter_facts import SECTION
 from surgery.config import LoraConfig, Selection
 from surgery.documents import read_json, read_yaml
 from surgery.errors import MismatchError, Problem
@@ -21,13 +22,9 @@ from surgery.options import Options, is_unset
 from surgery.peft_config import parse_peft_config
 from surgery.pet_config import parse_pet_config
 
-__all__ = ["DEFAULT_TARGETS", "Tuning", "parse_tuning", "read_tuning"]
-
-# MindFormers' rule where a configuration has none (`LoraAdapter.get_pet_model`), and the design document's.
-DEFAULT_TARGETS = r".*dense*|.*linear*"
+__all__ = ["Tuning", "parse_tuning", "read_tuning"]
 
 _ADAPTER_CONFIG = "adapter_config.json"
-_SECTION = "pet_surgery"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +78,7 @@ def parse_tuning(values: Any, source: str = "the configuration") -> Tuning:
     """The same of what a file holds, or of a `PetConfig`."""
     if isinstance(values, PetConfig):
         return Tuning(source, values)
-    own = mapping_at(values, _SECTION) if isinstance(values, Mapping) else {}
+    own = mapping_at(values, SECTION) if isinstance(values, Mapping) else {}
     if isinstance(own.get("pet_config"), Mapping):  # what this project wrote knows more than PEFT's keys beside it
         return Tuning(source, parse_pet_config({"pet_config": own["pet_config"]}, source))
     if isinstance(values, Mapping) and "peft_type" in values:

@@ -44,7 +44,7 @@ def companion_files(
         strategy: How an output for ranks is cut, of every tensor; None for a whole one.
     """
     files = {
-        CONFIG_NAME: _json(adapter_config(tuning, base_fingerprint)),
+        CONFIG_NAME: _json(adapter_config(tuning.config, base_fingerprint, tuning.peft)),
         TRAINABLE_NAME: _json(_trainable(tuning, freezing, tensors)),
     }
     return files if strategy is None else {**files, STRATEGY_NAME: strategy_file(strategy.stages)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ckpt_tools.reports import NearMiss
 from ckpt_tools.tensors.lazy import LazyTensor
-from surgery.cell_rules import CellRule, is_on_paths, select_cells
+from surgery.cell_rules import DEFAULT_TARGETS, CellRule, is_on_paths, select_cells
 from surgery.config import LoraConfig
 from surgery.errors import MismatchError, Problem
 from surgery.methods import LayerPetConfig, TargetLayer
@@ -16,7 +16,7 @@ from surgery.near import near_names
 from surgery.recognition import Recognised, TensorFacts, body_of, recognise_layers
 from surgery.targets import selects
 from surgery.translation import naming_of, to_huggingface
-from surgery.tuning import DEFAULT_TARGETS, Tuning
+from surgery.tuning import Tuning
 
 __all__ = ["Selection", "select_layers"]
 

@@ -11,26 +11,22 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ckpt_tools import save_checkpoint
 from ckpt_tools.fingerprint import fingerprint
-from ckpt_tools.writing.atomic import sync_folder
+from ckpt_tools.writing.beside import write_beside
+from surgery.adapter_facts import METADATA_FINGERPRINT
+from surgery.adapter_files import CONFIG_NAME, adapter_config
 from surgery.errors import MismatchError, Problem, UsageError
-from surgery.methods import LoraPetConfig, PetConfig, Target, method_for
+from surgery.methods import PetConfig, Target, method_for
 from surgery.network.arrays import array_of, lazy_of
-from surgery.network.layers import DEFAULT_TARGETS
 from surgery.network.packages import Cell, mindspore
 from surgery.pet_config import parse_pet_config
 from surgery.states import is_training_scalar, split_optimizer_state
-from surgery.version import __version__
 
-__all__ = ["CONFIG_NAME", "DeltaCheckpoint", "adapter_config", "base_fingerprint", "save_delta"]
-
-CONFIG_NAME = "adapter_config.json"
-_SECTION = "pet_surgery"
+__all__ = ["DeltaCheckpoint", "base_fingerprint", "save_delta"]
 
 
 class DeltaCheckpoint(mindspore.train.Callback):  # type: ignore[misc]  # MindSpore has no types
@@ -130,7 +126,7 @@ def save_delta(
     if not trained:
         raise MismatchError(Problem(type(network).__name__, "nothing that is trained", "a network with a method"))
     base = base or base_fingerprint(network, parsed)
-    metadata = {"pet_surgery.base_fingerprint": base} if path.suffix == ".safetensors" else None
+    metadata = {METADATA_FINGERPRINT: base} if path.suffix == ".safetensors" else None
     save_checkpoint(path, {name: array_of(one) for name, one in trained.items()}, metadata=metadata, force=force)
     _write_config(path.parent / CONFIG_NAME, adapter_config(parsed, base))
 
@@ -146,32 +142,6 @@ def base_fingerprint(network: Cell, config: PetConfig) -> str:
     return fingerprint({one.name: lazy_of(one) for one in weights})
 
 
-def adapter_config(config: PetConfig, base: str) -> dict[str, Any]:
-    """What `adapter_config.json` says: of LoRA in the form that MindFormers writes, of others the configuration.
-
-    Args:
-        config: The method's configuration.
-        base: The fingerprint of the base.
-    """
-    options = {entry.name: getattr(config, entry.name) for entry in fields(config)}
-    said = {"pet_type": config.pet_type, **{name: value for name, value in options.items() if value is not None}}
-    section = {"version": __version__, "base_fingerprint": base}
-    if not isinstance(config, LoraPetConfig):
-        return {"pet_config": said, _SECTION: section}
-    return {
-        "base_model_name_or_path": "none",
-        "bias": "none",
-        "lora_alpha": config.lora_alpha,
-        "lora_bias": False,
-        "lora_dropout": config.lora_dropout,
-        "peft_type": "LORA",
-        "r": config.lora_rank,
-        "target_modules": (config.target_modules or DEFAULT_TARGETS).split("|"),
-        "task_type": "CAUSAL_LM",
-        _SECTION: {**section, "pet_config": said},
-    }
-
-
 def _without_states(parameters: Iterable[Any]) -> list[Any]:
     """Parameters of a network, without those of what trains it."""
     listed = list(parameters)
@@ -184,16 +154,6 @@ def _without_states(parameters: Iterable[Any]) -> list[Any]:
 
 
 def _write_config(path: Path, values: Mapping[str, Any]) -> None:
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    data = (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+    if not path.is_file() or path.read_bytes() != data:
+        write_beside({path: data})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
-from surgery.cell_rules import CellFacts, CellRule, SelectedCells, select_cells
+from surgery.cell_rules import DEFAULT_TARGETS, CellFacts, CellRule, SelectedCells, select_cells
 from surgery.errors import CorruptInputError, Problem
 from surgery.methods import LayerKind, LayerPetConfig, TargetLayer
 from surgery.network.cells import slots_of
@@ -21,7 +21,6 @@ from surgery.network.packages import (
 )
 
 __all__ = [
-    "DEFAULT_TARGETS",
     "body_of",
     "compute_dtype",
     "dtype_name",
@@ -30,9 +29,6 @@ __all__ = [
     "select_layers",
     "target_of",
 ]
-
-# MindFormers' rule where a configuration has none (`LoraAdapter.get_pet_model`), and the design document's.
-DEFAULT_TARGETS = r".*dense*|.*linear*"
 
 # Where MindFormers' `LoraModel.add_adapter` begins, in its order.
 _BODIES = ("network", "backbone", "model", "transformer", "llm_model", "language_model")

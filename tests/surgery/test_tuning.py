@@ -170,7 +170,7 @@ def test_what_is_written_beside_an_adapter_says_the_same_again_and_is_read_by_a_
 ) -> None:
     tuning = parse_tuning(values)
     path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(adapter_config(tuning, "pet-fp1:0")))
+    path.write_text(json.dumps(adapter_config(tuning.config, "pet-fp1:0", tuning.peft)))
     again, merged = read_tuning(path), read_adapter_config(path)
     assert again.config == tuning.config
     assert (merged.rank, merged.alpha) == (4, 8)
@@ -182,7 +182,7 @@ def test_what_is_written_beside_an_adapter_says_the_same_again_and_is_read_by_a_
 def test_a_prefixs_configuration_is_written_and_read_likewise(tmp_path: Path) -> None:
     tuning = parse_tuning({"pet_type": "ptuning2", "pre_seq_len": 7})
     path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(adapter_config(tuning, "pet-fp1:0")))
+    path.write_text(json.dumps(adapter_config(tuning.config, "pet-fp1:0", tuning.peft)))
     assert read_tuning(path).config == tuning.config
 
 
