@@ -25,6 +25,9 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3 python;
 # What the package is built from: an environment is installed anew when one of these changes.
 BUILD := pyproject.toml setup.py $(wildcard ckpt_tools/tensors/*.[ch])
 
+# Files of tests run two at a time: a process with MindSpore takes some 3 GB. `pytest` by itself runs them in turn.
+PARALLEL := --numprocesses 2 --dist loadfile
+
 # Differential tests on random cases, of which `make test` runs some.
 SOAKED := $(shell grep -rlE '^from soak import' tests)
 
@@ -85,17 +88,18 @@ demo: .venv-demo/.complete
 	@.venv-demo/bin/python -m examples.smollm2_demo
 
 test: .venv/.complete
-	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-classic: .venv-classic/.complete
-	@.venv-classic/bin/python -m pytest tests/mindspore/network tests/mindspore/injecting tests/classic $(PYTEST_ARGS)
+	@.venv-classic/bin/python -m pytest $(PARALLEL) tests/mindspore/network tests/mindspore/injecting \
+		tests/classic $(PYTEST_ARGS)
 
 test-core: .venv-dev/.complete
-	@.venv-dev/bin/python -m pytest --ignore tests/mindspore --ignore tests/ray $(PYTEST_ARGS)
+	@.venv-dev/bin/python -m pytest $(PARALLEL) --ignore tests/mindspore --ignore tests/ray $(PYTEST_ARGS)
 
 # SOAK=100 make soak: as long as there is time.
 soak: .venv/.complete
-	@SOAK=$${SOAK:-20} .venv/bin/python -m pytest -q $(SOAKED) $(PYTEST_ARGS)
+	@SOAK=$${SOAK:-20} .venv/bin/python -m pytest -q $(PARALLEL) $(SOAKED) $(PYTEST_ARGS)
 
 conformance: .venv-conformance/.complete
 	@.venv-conformance/bin/python -m pytest tests/conformance $(PYTEST_ARGS)
