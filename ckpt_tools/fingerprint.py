@@ -11,15 +11,26 @@ whatever the base's names were translated to, and after a cast that keeps the va
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from blake3 import blake3
 
 from ckpt_tools.tensors.casts import count_nonfinite, widen
 from ckpt_tools.tensors.lazy import LazyTensor, Region, bands
+from surgery.grouping import LoraPair, group_lora
+from surgery.naming import Role, classify
 
-__all__ = ["TARGETS_VERSION", "content_digest", "fingerprint", "same_values", "sample_regions", "target_fingerprint"]
+__all__ = [
+    "TARGETS_VERSION",
+    "content_digest",
+    "fingerprint",
+    "fingerprint_of_lora",
+    "fingerprint_of_targets",
+    "same_values",
+    "sample_regions",
+    "target_fingerprint",
+]
 
 _VERSION = "pet-fp1"
 TARGETS_VERSION = "pet-ft1"
@@ -61,6 +72,19 @@ def target_fingerprint(tensors: Iterable[LazyTensor]) -> str:
             digest.update(_bytes_of(widen(tensor.read(region)).astype("<f4")))
         digests.append(digest.digest())
     return f"{TARGETS_VERSION}:{blake3(b''.join(sorted(digests))).hexdigest()}"
+
+
+def fingerprint_of_targets(pairs: Sequence[LoraPair], tensors: Mapping[str, LazyTensor]) -> str:
+    """The fingerprint of the weights that the pairs belong to; empty where these are not among the tensors."""
+    targets = [next((tensors[base] for base in pair.bases if base in tensors), None) for pair in pairs]
+    found = [target for target in targets if target is not None]
+    return target_fingerprint(found) if found and len(found) == len(targets) else ""
+
+
+def fingerprint_of_lora(tensors: Mapping[str, LazyTensor]) -> str:
+    """The same of a network with LoRA's A and B; empty of one without."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if classify(name).role is not Role.WEIGHT}
+    return fingerprint_of_targets(group_lora(list(shapes), shapes).pairs, tensors)
 
 
 def sample_regions(shape: tuple[int, ...]) -> Iterator[Region]:

@@ -23,7 +23,7 @@ def adapter_config(config: PetConfig, base_fingerprint: str, peft: LoraConfig | 
 
     Args:
         config: The method's configuration.
-        base_fingerprint: The fingerprint of the base.
+        base_fingerprint: That of the weights that LoRA changes; empty of other methods.
         peft: PEFT's configuration, where its rules choose the layers.
     """
     options = {entry.name: getattr(config, entry.name) for entry in fields(config)}

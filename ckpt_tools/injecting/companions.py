@@ -29,7 +29,7 @@ STRATEGY_NAME = "strategy.ckpt"
 
 def companion_files(
     tuning: Tuning,
-    base_fingerprint: str,
+    adapter_fingerprint: str,
     freezing: FreezeReport,
     tensors: Mapping[str, LazyTensor],
     strategy: Strategy | None,
@@ -38,13 +38,13 @@ def companion_files(
 
     Args:
         tuning: How the network is tuned.
-        base_fingerprint: The fingerprint of the base.
+        adapter_fingerprint: That of the weights that LoRA changes; empty of other methods.
         freezing: What is trained and what is not.
         tensors: The whole network's tensors.
         strategy: How an output for ranks is cut, of every tensor; None for a whole one.
     """
     files = {
-        CONFIG_NAME: _json(adapter_config(tuning.config, base_fingerprint, tuning.peft)),
+        CONFIG_NAME: _json(adapter_config(tuning.config, adapter_fingerprint, tuning.peft)),
         TRAINABLE_NAME: _json(_trainable(tuning, freezing, tensors)),
     }
     return files if strategy is None else {**files, STRATEGY_NAME: strategy_file(strategy.stages)}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from ckpt_tools.distributed import Opened
-from ckpt_tools.fingerprint import fingerprint
+from ckpt_tools.fingerprint import fingerprint, fingerprint_of_lora
 from ckpt_tools.injecting.adding import added_parameters, initialised, ordered
 from ckpt_tools.injecting.grafting import Graft, graft_adapter
 from ckpt_tools.injecting.inputs import Inputs
@@ -19,6 +19,7 @@ from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import Cast
 from ckpt_tools.writing.outputs import Changes
+from surgery.adapter_facts import METADATA_FINGERPRINT
 from surgery.errors import MismatchError, Problem, UsageError
 from surgery.freezing import FreezeReport, FreezeRules, ParameterFacts, decide_freezing
 from surgery.methods import NewParameter, method_for
@@ -42,6 +43,7 @@ class Draft:
     written: Mapping[str, LazyTensor]
     freezing: FreezeReport
     base_fingerprint: str
+    adapter_fingerprint: str
     dropped: tuple[DroppedTensor, ...]
     warnings: tuple[str, ...]
     tuning: Tuning
@@ -86,6 +88,7 @@ class Draft:
             written if only_delta else network,
             _freezing(tuning, network, parameters),
             fingerprint(original),
+            fingerprint_of_lora(weights | values),
             (*dropped, *graft.dropped),
             (*inputs.warnings, *tuning.config.warnings, *graft.warnings),
             tuning,
@@ -96,12 +99,12 @@ class Draft:
         """The base's names of some weights as the output has them."""
         return frozenset(name for name in self.weights if self.old_names.get(name, name) in old_names)
 
-    def changes(self, inputs: Inputs) -> Changes:
+    def changes(self, inputs: Inputs, *, only_delta: bool) -> Changes:
         """What the files of the output say besides their tensors."""
         metadata = {
             "pet_surgery.version": __version__,
             "pet_surgery.base": os.fsencode(inputs.base.base.path.name).decode("utf-8", "backslashreplace"),
-            "pet_surgery.base_fingerprint": self.base_fingerprint,
+            METADATA_FINGERPRINT: self.adapter_fingerprint if only_delta else self.base_fingerprint,
             "pet_surgery.pet_type": self.tuning.config.pet_type,
             "pet_surgery.seed": str(self.seed),
         }
@@ -112,7 +115,7 @@ class Draft:
             if one.layer is not None
             for weight in self.selection.own[one.layer.name][:1]
         }
-        return Changes(metadata, renamed={**self.old_names, **places})
+        return Changes({key: text for key, text in metadata.items() if text}, renamed={**self.old_names, **places})
 
 
 def _weights_of(opened: Opened) -> tuple[dict[str, LazyTensor], list[DroppedTensor]]:

@@ -160,8 +160,10 @@ def inject(
             lambda name: only_delta and name in draft.weights,
         )
     path = injected_output(inputs.base, wanted, target)
-    plan = plan_injected(inputs.base, draft.written, scattered, path, wanted, draft.changes(inputs))
-    files = companion_files(tuning, draft.base_fingerprint, draft.freezing, draft.network, covering)
+    plan = plan_injected(
+        inputs.base, draft.written, scattered, path, wanted, draft.changes(inputs, only_delta=only_delta)
+    )
+    files = companion_files(tuning, draft.adapter_fingerprint, draft.freezing, draft.network, covering)
     beside: dict[Path, bytes] = {}
     if plan.is_folder:
         plan = with_companions(plan, files)

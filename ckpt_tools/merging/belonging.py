@@ -13,31 +13,28 @@ from surgery.errors import Problem
 __all__ = ["other_bases"]
 
 
-def other_bases(
-    adapters: Sequence[Adapter], folds: FoldPlan, weights: Mapping[str, LazyTensor], base_fingerprint: str
-) -> list[Problem]:
+def other_bases(adapters: Sequence[Adapter], folds: FoldPlan, weights: Mapping[str, LazyTensor]) -> list[Problem]:
     """The adapters that belong to another base.
 
     Args:
         adapters: The adapters.
         folds: What is added to which weight; all pairs of an adapter are among it, or nothing is known of its base.
         weights: The base's weights.
-        base_fingerprint: That of all of them, as `ckpt_tools.fingerprint.fingerprint` defines it.
     """
     problems = []
     for adapter in adapters:
         said = adapter.base_fingerprint
-        actual = base_fingerprint
-        if said.startswith(TARGETS_VERSION):
-            names = [
-                name
-                for name, fold in folds.folds.items()
-                if any(use.adapter == str(adapter.path) and use.rank is not None for use in fold.uses)
-            ]
-            if len(names) != len(adapter.group.pairs):
-                continue  # some were left out with --allow-unused
-            actual = target_fingerprint(weights[folds.untied.get(name, name)] for name in names)
-        if said and said.partition(":")[0] == actual.partition(":")[0] and said != actual:
+        if not said.startswith(TARGETS_VERSION):
+            continue
+        names = [
+            name
+            for name, fold in folds.folds.items()
+            if any(use.adapter == str(adapter.path) and use.rank is not None for use in fold.uses)
+        ]
+        if len(names) != len(adapter.group.pairs):
+            continue  # some were left out with --allow-unused
+        actual = target_fingerprint(weights[folds.untied.get(name, name)] for name in names)
+        if said != actual:
             problems.append(
                 Problem(
                     str(adapter.path),

@@ -155,13 +155,12 @@ def merge(
         allow_unused=allow_unused,
     )
     problems = [*_base_problems(inputs), *folds.problems]
-    base_fingerprint = "" if problems else fingerprint(inputs.weights)
     if not (problems or allow_other_base):
-        problems = other_bases(inputs.adapters, folds, inputs.weights, base_fingerprint)
+        problems = other_bases(inputs.adapters, folds, inputs.weights)
     if problems:
         raise MismatchError(problems)
     target = None if dtype == "keep" else BY_NAME[dtype]
-    draft = _Draft(inputs, folds, target, base_fingerprint, check_finite=not allow_nonfinite)
+    draft = _Draft(inputs, folds, target, fingerprint(inputs.weights), check_finite=not allow_nonfinite)
     tensors, renamed = rename_tensors(draft.tensors(), names)
     path = merge_output(inputs.base, output, format, strategies.target)
     size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tools.distributed import Opened
+from ckpt_tools.fingerprint import fingerprint_of_targets
 from ckpt_tools.reports import DroppedTensor, SplitParameter, SplitReport
 from ckpt_tools.splitting.adapter_output import (
     CONFIGS,
@@ -20,7 +21,7 @@ from ckpt_tools.splitting.adapter_output import (
     plan_adapter,
 )
 from ckpt_tools.splitting.extracting import Extracted
-from ckpt_tools.splitting.facts import Scales, fingerprint_of_targets, lora_facts, pairs_of
+from ckpt_tools.splitting.facts import Scales, lora_facts, pairs_of
 from ckpt_tools.splitting.selection import Selected
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.tensors.lazy import LazyTensor

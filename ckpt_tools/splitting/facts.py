@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckpt_tools.fingerprint import target_fingerprint
 from ckpt_tools.splitting.adapter_output import AdapterLayout
 from ckpt_tools.tensors.lazy import LazyTensor
 from surgery.adapter_facts import AdaptedLayer, AdapterFacts
@@ -16,7 +15,7 @@ from surgery.errors import MismatchError, Problem
 from surgery.grouping import LoraPair, group_lora
 from surgery.naming import ParameterName, Role, classify
 
-__all__ = ["Scales", "find_scales", "fingerprint_of_targets", "lora_facts", "pairs_of"]
+__all__ = ["Scales", "find_scales", "lora_facts", "pairs_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +73,6 @@ def pairs_of(delta: Sequence[ParameterName], tensors: Mapping[str, LazyTensor]) 
     if group.problems:
         raise MismatchError(group.problems)
     return group.pairs
-
-
-def fingerprint_of_targets(pairs: Sequence[LoraPair], tensors: Mapping[str, LazyTensor]) -> str:
-    """The fingerprint of the weights that the pairs belong to; empty where these are not among the tensors."""
-    targets = [next((tensors[base] for base in pair.bases if base in tensors), None) for pair in pairs]
-    found = [target for target in targets if target is not None]
-    return target_fingerprint(found) if found and len(found) == len(targets) else ""
 
 
 def lora_facts(

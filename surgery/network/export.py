@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tools import save_checkpoint
-from ckpt_tools.fingerprint import fingerprint
+from ckpt_tools.fingerprint import fingerprint_of_lora
 from ckpt_tools.writing.beside import write_beside
 from surgery.adapter_facts import METADATA_FINGERPRINT
 from surgery.adapter_files import CONFIG_NAME, adapter_config
 from surgery.errors import MismatchError, Problem, UsageError
-from surgery.methods import PetConfig, Target, method_for
 from surgery.network.arrays import array_of, lazy_of
 from surgery.network.packages import Cell, mindspore
 from surgery.pet_config import parse_pet_config
@@ -40,7 +39,7 @@ class DeltaCheckpoint(mindspore.train.Callback):  # type: ignore[misc]  # MindSp
         prefix: What their names begin with.
         every_steps: Save each time that so many steps were done; 0: at the end only.
         keep: How many to keep; 0: all. The oldest of the same prefix in the folder go first.
-        format: `ckpt` or `safetensors`; the latter holds the base's fingerprint itself too.
+        format: `ckpt` or `safetensors`; the latter holds the fingerprint of what LoRA changes itself too.
         network: The network; by default what is trained without optimizer states is saved of whatever is trained.
     """
 
@@ -71,7 +70,7 @@ class DeltaCheckpoint(mindspore.train.Callback):  # type: ignore[misc]  # MindSp
     def on_train_begin(self, run_context: Any) -> None:
         """Look at the base before training changes what of it is trained."""
         network = self._of(run_context)
-        self._fingerprint = base_fingerprint(network, self._config)
+        self._fingerprint = base_fingerprint(network)
         self._folder.mkdir(parents=True, exist_ok=True)
         _write_config(self._folder / CONFIG_NAME, adapter_config(self._config, self._fingerprint))
 
@@ -114,7 +113,7 @@ def save_delta(
         network: The network, or what trains it.
         path: A `.ckpt` or `.safetensors`.
         config: The method's configuration, as for `get_pet_model`.
-        base: The fingerprint of the weights before training; by default that of the network's present ones.
+        base: `base_fingerprint` of the network before training; by default that of its present weights.
         force: Replace an existing file.
 
     Raises:
@@ -125,21 +124,18 @@ def save_delta(
     trained = {one.name: one for one in _without_states(network.trainable_params())}
     if not trained:
         raise MismatchError(Problem(type(network).__name__, "nothing that is trained", "a network with a method"))
-    base = base or base_fingerprint(network, parsed)
-    metadata = {METADATA_FINGERPRINT: base} if path.suffix == ".safetensors" else None
+    base = base or base_fingerprint(network)
+    metadata = {METADATA_FINGERPRINT: base} if base and path.suffix == ".safetensors" else None
     save_checkpoint(path, {name: array_of(one) for name, one in trained.items()}, metadata=metadata, force=force)
     _write_config(path.parent / CONFIG_NAME, adapter_config(parsed, base))
 
 
-def base_fingerprint(network: Cell, config: PetConfig) -> str:
-    """The fingerprint of a network's weights without what the method added, as that of its base's checkpoint.
+def base_fingerprint(network: Cell) -> str:
+    """The fingerprint of the weights that LoRA changes, as that of their base's checkpoint; empty of other methods.
 
     See `ckpt_tools.fingerprint`.
     """
-    method = method_for(config)
-    of_base = method.target is Target.BIASES
-    weights = (one for one in _without_states(network.get_parameters()) if of_base or not method.trains(one.name))
-    return fingerprint({one.name: lazy_of(one) for one in weights})
+    return fingerprint_of_lora({one.name: lazy_of(one) for one in _without_states(network.get_parameters())})
 
 
 def _without_states(parameters: Iterable[Any]) -> list[Any]:

@@ -12,7 +12,7 @@ from inject_cases import ADAPTER, BITFIT, LORA, LOW_RANK, PTUNING2, WEIGHTS, inj
 from merge_cases import add_crc, contents, hugging_face, names_of, random, read, write, write_folder
 
 from ckpt_tools import inject, merge, open_checkpoint
-from ckpt_tools.fingerprint import fingerprint
+from ckpt_tools.fingerprint import fingerprint, target_fingerprint
 
 METHODS: dict[str, dict[str, Any]] = {config["pet_type"]: config for config in (LORA, ADAPTER, LOW_RANK, PTUNING2)}
 
@@ -204,10 +204,19 @@ def test_a_configuration_is_never_replaced_by_the_one_that_is_written(tmp_path: 
 
 def test_the_bases_fingerprint_is_kept_with_the_adapter(tmp_path: Path) -> None:
     report = injected(tmp_path, output=tmp_path / "out.safetensors")
-    expected = fingerprint(open_checkpoint(tmp_path / "base.ckpt").tensors)
-    config = json.loads((tmp_path / "out.adapter_config.json").read_text())
-    assert report.base_fingerprint == config["pet_surgery"]["base_fingerprint"] == expected
-    assert open_checkpoint(tmp_path / "out.safetensors").metadata["pet_surgery.base_fingerprint"] == expected
+    weights = open_checkpoint(tmp_path / "base.ckpt").tensors
+    assert report.base_fingerprint == fingerprint(weights)
+    assert open_checkpoint(tmp_path / "out.safetensors").metadata["pet_surgery.base_fingerprint"] == fingerprint(
+        weights
+    )
+    # The second run writes the base anew.
+    injected(tmp_path, only_delta=True, output=tmp_path / "delta.safetensors")
+    weights = open_checkpoint(tmp_path / "base.ckpt").tensors
+    expected = target_fingerprint(weights[f"{layer}.weight"] for layer in report.layers)
+    for name in ("out", "delta"):
+        config = json.loads((tmp_path / f"{name}.adapter_config.json").read_text())
+        assert config["pet_surgery"]["base_fingerprint"] == expected
+    assert open_checkpoint(tmp_path / "delta.safetensors").metadata["pet_surgery.base_fingerprint"] == expected
 
 
 def test_what_was_written_beside_an_output_configures_the_next_injection(tmp_path: Path) -> None:

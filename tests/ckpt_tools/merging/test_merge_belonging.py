@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -54,21 +53,6 @@ def test_a_base_that_was_merged_before_is_another(tmp_path: Path, adapter: Path)
     merged(tmp_path, BASE, adapter)
     with pytest.raises(MismatchError, match="--allow-other-base"):
         merge(tmp_path / "merged-base.ckpt", adapter, output=tmp_path / "twice.ckpt")
-
-
-def test_a_fingerprint_of_the_whole_base_is_compared_too(tmp_path: Path) -> None:
-    """As earlier files have it."""
-    save(tmp_path / "lora.safetensors", mindpet(PAIRS))
-    first = merged(tmp_path, BASE, tmp_path / "lora.safetensors", alpha=8)
-    section = {"base_fingerprint": first.base_fingerprint}
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["wq", "wv"], "pet_surgery": section}
-    (tmp_path / "a").mkdir()
-    save(tmp_path / "a" / "adapter_model.safetensors", mindpet(PAIRS))
-    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
-    merge(tmp_path / "base.ckpt", tmp_path / "a", output=tmp_path / "fine.ckpt")
-    save(tmp_path / "other.ckpt", OTHER)
-    with pytest.raises(MismatchError, match="--allow-other-base"):
-        merge(tmp_path / "other.ckpt", tmp_path / "a", output=tmp_path / "not.ckpt")
 
 
 def test_an_adapter_of_which_some_is_left_out_says_nothing_of_its_base(tmp_path: Path, adapter: Path) -> None:
