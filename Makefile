@@ -1,7 +1,8 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-classic test-core soak conformance check lint format bench bench-transform bench-inject clean
+.PHONY: help demo test test-classic test-core soak conformance check lint format bench bench-transform bench-inject \
+	bench-split clean
 
 help:
 	@echo "make demo         add an adapter to a real model, train it, cut it out and merge it (2 minutes, 5 GB of disk)"
@@ -14,6 +15,7 @@ help:
 	@echo "make bench        pet-merge's benchmarks, against MindFormers and PEFT (BENCH_ARGS='--size ... --rows ...')"
 	@echo "make bench-transform  pet-transform's, against MindSpore"
 	@echo "make bench-inject     pet-inject's, against a durable copy"
+	@echo "make bench-split      pet-split's, on 13.5 GB"
 	@echo "make clean        remove environments, caches and the demo's files"
 
 # A version manager may put a `python3.12` on the path that only says it is not installed: each candidate is run.
@@ -122,6 +124,9 @@ bench: .venv-bench/.complete .venv/.complete .venv-conformance/.complete
 
 bench-transform: .venv-bench/.complete .venv/.complete
 	@.venv-bench/bin/python benchmarks/transform.py --mindspore-python .venv/bin/python $(BENCH_ARGS)
+
+bench-split: .venv-bench/.complete
+	@.venv-bench/bin/python benchmarks/split.py $(BENCH_ARGS)
 
 bench-inject: .venv-bench/.complete
 	@.venv-bench/bin/python benchmarks/inject.py $(BENCH_ARGS)
