@@ -36,7 +36,6 @@ from ckpt_tools.writing.write import Outcome, execute
 from surgery.errors import Problem, UsageError
 from surgery.methods import Initialiser
 from surgery.tuning import Tuning, parse_tuning, read_tuning
-from surgery.version import __version__
 
 __all__ = ["inject"]
 
@@ -251,7 +250,6 @@ def _report(
     source, _, target = inputs.strategies
     return InjectReport(
         output=str(plan.output),
-        dry_run=False,
         base=str(inputs.base.base.path),
         base_fingerprint=draft.base_fingerprint,
         config=tuning.source,
@@ -296,6 +294,4 @@ def _report(
         bytes_written=files.bytes_written(),
         peak_memory_bytes=0,
         free_disk_bytes=shutil.disk_usage(existing).free,
-        seconds=0.0,
-        version=__version__,
     )

@@ -280,7 +280,6 @@ class _Draft:
         existing = next(path for path in (plan.output, *plan.output.absolute().parents) if path.exists())
         return MergeReport(
             output=str(plan.output),
-            dry_run=False,
             base=base,
             base_fingerprint=self._fingerprint,
             adapters=adapters,
@@ -295,8 +294,6 @@ class _Draft:
             bytes_written=written.bytes_written(),
             peak_memory_bytes=budget.peak_bytes,
             free_disk_bytes=shutil.disk_usage(existing).free,
-            seconds=0.0,
-            version=__version__,
         )
 
 

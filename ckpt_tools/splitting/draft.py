@@ -142,7 +142,6 @@ class Draft:
         unlisted = [classify(name) for name in self._opened.whole.left_out]
         return SplitReport(
             output=str(plan.output),
-            dry_run=False,
             source=source,
             remainder=str(plans[1].output) if len(plans) > 1 else None,
             method=_method_of(selected),
@@ -173,8 +172,6 @@ class Draft:
             bytes_written=sum(plan.bytes_written() for plan in plans),
             peak_memory_bytes=peak_bytes,
             free_disk_bytes=shutil.disk_usage(existing).free,
-            seconds=0.0,
-            version=__version__,
         )
 
 

@@ -277,7 +277,6 @@ def _report(
     ]
     return TransformReport(
         output=str(plan.output),
-        dry_run=False,
         source=str(source),
         src_strategy=None if strategies[0] is None else str(strategies[0].path),
         dst_strategy=None if strategies[1] is None else str(strategies[1].path),
@@ -303,6 +302,4 @@ def _report(
         bytes_written=written.bytes_written(),
         peak_memory_bytes=budget.peak_bytes,
         free_disk_bytes=shutil.disk_usage(existing).free,
-        seconds=0.0,
-        version=__version__,
     )
