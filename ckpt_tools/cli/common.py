@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from ckpt_tools.printable import printable
 from surgery.errors import PetSurgeryError, Problem, ResourceError
 from surgery.version import __version__
 
@@ -176,11 +177,6 @@ def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
     _flush_quietly()
     gc.freeze()  # the interpreter's last collection would walk all that is about to go with the process
     raise SystemExit(code)
-
-
-def printable(text: str) -> str:
-    """A line in which names out of files can neither steer the terminal nor begin another line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def say(message: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, output_options, print_report, run
+from ckpt_tools.cli.page import page_option, page_writer
 
 __all__ = ["inject_command", "main"]
 
@@ -43,9 +44,11 @@ __all__ = ["inject_command", "main"]
 @click.option("--check-crc", is_flag=True, help="Check the CRC-32 of .ckpt inputs.")
 @output_options
 @common_options
+@page_option
 def inject_command(
     base: str,
     *,
+    html: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -81,7 +84,9 @@ def inject_command(
 
     keep_freed_memory()
     allow_open_files()
+    write_page = page_writer(html, options, base)
     report = inject(base, **options, progress=make_progress(quiet))
+    write_page(report)
     print_report(report, summarise, as_json=as_json, quiet=quiet)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, output_options, print_report, run
+from ckpt_tools.cli.page import page_option, page_writer
 
 __all__ = ["main", "merge_command"]
 
@@ -47,10 +48,12 @@ __all__ = ["main", "merge_command"]
 @click.option("--check-crc/--no-check-crc", default=True, show_default=True, help="Check the CRC-32 of .ckpt inputs.")
 @output_options
 @common_options
+@page_option
 def merge_command(
     base: str,
     adapters: tuple[str, ...],
     *,
+    html: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -85,7 +88,9 @@ def merge_command(
 
     keep_freed_memory()
     allow_open_files()
+    write_page = page_writer(html, options, base, *adapters)
     report = merge(base, *adapters, **options, progress=make_progress(quiet))
+    write_page(report)
     print_report(report, summarise, as_json=as_json, quiet=quiet)
 
 

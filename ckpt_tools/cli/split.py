@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, print_report, run
+from ckpt_tools.cli.page import page_option, page_writer
 
 __all__ = ["main", "split_command"]
 
@@ -75,7 +76,8 @@ __all__ = ["main", "split_command"]
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the randomised SVD.")
 @common_options
-def split_command(tuned: str, *, as_json: bool, quiet: bool, **options: Any) -> None:
+@page_option
+def split_command(tuned: str, *, html: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Export what training changed, alone.
 
     \b
@@ -105,7 +107,9 @@ def split_command(tuned: str, *, as_json: bool, quiet: bool, **options: Any) -> 
 
     keep_freed_memory()
     allow_open_files()
+    write_page = page_writer(html, options, tuned)
     report = split(tuned, **options, progress=make_progress(quiet))
+    write_page(report)
     print_report(report, summarise, as_json=as_json, quiet=quiet)
 
 

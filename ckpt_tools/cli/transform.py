@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, output_options, print_report, run
+from ckpt_tools.cli.page import page_option, page_writer
 
 __all__ = ["main", "transform_command"]
 
@@ -34,9 +35,11 @@ __all__ = ["main", "transform_command"]
 @click.option("--check-crc", is_flag=True, help="Check the CRC-32 of .ckpt inputs.")
 @output_options
 @common_options
+@page_option
 def transform_command(
     source: str,
     *,
+    html: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -68,7 +71,9 @@ def transform_command(
 
     keep_freed_memory()
     allow_open_files()
+    write_page = page_writer(html, options, source)
     report = transform(source, **options, progress=make_progress(quiet))
+    write_page(report)
     print_report(report, summarise, as_json=as_json, quiet=quiet)
 
 

@@ -1,0 +1,33 @@
+"""Which function says what the page of which report holds. A new kind of report joins here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ckpt_tools.pages.blocks import Content
+from ckpt_tools.pages.inject import inject_content
+from ckpt_tools.pages.merge import merge_content
+from ckpt_tools.pages.split import split_content
+from ckpt_tools.pages.transform import transform_content
+from ckpt_tools.reports import InjectReport, MergeReport, Report, SplitReport, TransformReport
+
+__all__ = ["content_of"]
+
+_CONTENTS: dict[type[Report], Callable[[Any], Content]] = {
+    InjectReport: inject_content,
+    MergeReport: merge_content,
+    SplitReport: split_content,
+    TransformReport: transform_content,
+}
+
+
+def content_of(report: Report) -> Content:
+    """What the page of a report says.
+
+    Raises:
+        TypeError: There is no page of such a report.
+    """
+    if type(report) not in _CONTENTS:
+        raise TypeError(f"there is no page of a {type(report).__name__}")
+    return _CONTENTS[type(report)](report)

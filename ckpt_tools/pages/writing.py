@@ -1,0 +1,90 @@
+"""Pages on the disk: checked before there is anything to write, and written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ckpt_tools.pages.contents import content_of
+from ckpt_tools.pages.extra import require_html_extra
+from ckpt_tools.pages.rendering import render
+from ckpt_tools.reports.base import Report
+from ckpt_tools.writing.beside import write_beside
+from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
+
+__all__ = ["check_page", "write_page"]
+
+_SUFFIXES = (".html", ".htm")
+
+
+def check_page(
+    path: str | os.PathLike[str], paths: Iterable[str | os.PathLike[str]] = (), *, force: bool = False
+) -> None:
+    """Make sure that a page can be made and may be written, before the work that it is to tell of.
+
+    Args:
+        path: Where the page goes; it ends in `.html`, so that no mistyped option replaces a checkpoint.
+        paths: The inputs and outputs of the operation, which the page may neither replace nor become a part of.
+        force: Whether an existing file may be replaced.
+
+    Raises:
+        MissingExtraError: What draws pages is not installed.
+        UsageError: The path is no place for a page.
+        OutputExistsError: There is something already, and it may not be replaced.
+        ResourceError: The folder may not be written to.
+    """
+    require_html_extra()
+    page = Path(path)
+    where = f"--html {page}"
+    if page.suffix.lower() not in _SUFFIXES:
+        raise UsageError(Problem(where, "another suffix", f"a path that ends in {_SUFFIXES[0]}"))
+    if not page.parent.is_dir():
+        raise UsageError(Problem(where, "its folder does not exist", remedy=f"Make it: mkdir -p {page.parent}"))
+    place = page.parent.resolve() / page.name
+    for other in map(Path, paths):
+        if place == other.resolve() or (page.exists() and other.exists() and page.samefile(other)):
+            raise UsageError(Problem(where, f"it is {other}, an input or the output", "a path of its own"))
+        if place.parent == other.resolve() or (other.is_dir() and place.parent.samefile(other)):
+            raise UsageError(Problem(where, f"it would become a part of {other}", "another folder"))
+    _check_free(page, force=force)
+    if not os.access(page.parent, os.W_OK | os.X_OK):
+        raise ResourceError(Problem(where, "its folder may not be written to", remedy="Choose another place"))
+
+
+def write_page(report: Report, path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Write the page of a report: one file, to be opened in a browser.
+
+    The same report gives the same bytes, as long as the strategy files that it names are there and unchanged.
+
+    Args:
+        report: What an operation returned.
+        path: Where the page goes; it ends in `.html`.
+        force: Whether an existing file may be replaced.
+
+    Raises:
+        MissingExtraError: What draws pages is not installed.
+        UsageError: The path is no place for a page.
+        OutputExistsError: There is something already, and it may not be replaced.
+        ResourceError: The page could not be written.
+    """
+    check_page(path, force=force)
+    page = Path(path)
+    data = render(report, content_of(report))
+    _check_free(page, force=force)
+    try:
+        write_beside({page: data})
+    except OSError as error:
+        found = f"the page could not be written: {(error.strerror or str(error)).lower()}"
+        raise ResourceError(Problem(str(page), found, remedy="What the report tells of is not affected")) from error
+
+
+def _check_free(page: Path, *, force: bool) -> None:
+    if not os.path.lexists(page):
+        return
+    is_file = page.is_file() and not page.is_symlink()
+    if not is_file:
+        raise OutputExistsError(Problem(str(page), "a folder or a link", "a free path", "Remove it"))
+    if not force:
+        remedy = "Choose another with --html, or replace it with --force"
+        raise OutputExistsError(Problem(str(page), "it exists already", "a free path", remedy))
