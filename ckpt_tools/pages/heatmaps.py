@@ -70,7 +70,8 @@ def heatmap(
     lowest = min(largest.values(), key=lambda entry: entry[1])
     top = (top if top is not None else highest[1]) or 1.0
     left = _PAD + round(_LETTER * max(len(row) for row in grid.rows)) + _PAD
-    widths = round(min(_WIDEST, max(_NARROWEST, _LETTER * max(len(part) for c in grid.columns for part in _halves(c)))))
+    longest = max(len(part) for column in grid.columns for part in _halves(column))
+    widths = min(_WIDEST, max(_NARROWEST, math.ceil(_LETTER * (longest + 1))))
     width = max(left + widths * len(grid.columns) + _PAD, left + 330)
     height = _LEGEND + _HEAD + _ROW * len(grid.rows) + _PAD
     marks = {f"cell-{row}-{column}": _mark(grid, row, column, show) for row, column in grid.cells}

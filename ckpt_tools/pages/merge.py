@@ -103,12 +103,16 @@ def _values(values: list[int] | list[float]) -> str:
 
 
 def _delta_blocks(folded: list[FoldedWeight]) -> tuple[Block, ...]:
+    deltas = [weight.relative_delta for weight in folded if weight.relative_delta is not None]
+    # What is even has the middle of the scale, so that it does not look like an alarm.
+    top = max(*deltas, 2 * median(deltas)) if deltas else None
     figures = (
         heatmap(
             "delta-map",
             "|delta| / |weight| in percent, by layer and module",
             [(weight.name, weight.relative_delta) for weight in folded],
             percent,
+            top=top,
             note="How large the update is beside the weight. Even colours are usual; look at a single dark cell.",
         ),
         heatmap(

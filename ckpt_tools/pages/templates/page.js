@@ -29,7 +29,7 @@ function sortBy(table, header, column) {
 
 function prepareTable(data) {
   const table = data.querySelector("table");
-  if (table.tBodies[0].rows.length < 2) return;
+  if (table.tBodies[0].rows.length < 8) return;
   Array.from(table.tHead.rows[0].cells).forEach((header, column) => {
     const button = document.createElement("button");
     button.type = "button";
@@ -37,7 +37,6 @@ function prepareTable(data) {
     button.addEventListener("click", () => sortBy(table, header, column));
     header.replaceChildren(button);
   });
-  if (table.tBodies[0].rows.length < 8) return;
   const tools = data.querySelector(".tools");
   const found = tools.querySelector(".found");
   const rows = Array.from(table.tBodies[0].rows, (row) => [row.textContent.toLowerCase(), row]);
