@@ -49,7 +49,7 @@ def volume_section(report: OutputReport, *others: Fact) -> Section:
 def dropped_blocks(dropped: Sequence[DroppedTensor]) -> tuple[Block, ...]:
     """What of the inputs is not in the output: how many for each reason, and all names."""
     if not dropped:
-        return (Paragraph("Nothing: every tensor of the inputs is accounted for in the output."),)
+        return (Paragraph("Nothing: every tensor of the inputs is accounted for."),)
     by_reason: dict[str, list[DroppedTensor]] = {}
     for entry in dropped:
         by_reason.setdefault(entry.reason, []).append(entry)

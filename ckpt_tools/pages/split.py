@@ -42,7 +42,7 @@ def split_content(report: SplitReport) -> Content:
             Section("parameters", "Parameters of the adapter", _parameter_blocks(report)),
             Section("config", "adapter_config.json", _config_blocks(report)),
             Section("dropped", "Dropped", dropped_blocks(report.dropped)),
-            Section("left", "Left", (Names(f"The base: {count_of(len(report.left), 'tensor')}", report.left),)),
+            Section("left", "Left", _left_blocks(report)),
             volume_section(report),
         ),
     )
@@ -68,6 +68,9 @@ def _extraction_checks(layers: tuple[ExtractedLayer, ...]) -> list[Check]:
 def _extraction_blocks(layers: tuple[ExtractedLayer, ...]) -> tuple[Block, ...]:
     if not layers:
         return ()
+    errors = [layer.error for layer in layers]
+    # What is even has the middle of the scale, so that it does not look like an alarm.
+    top = max(*errors, 2 * median(errors))
     figures = [
         heatmap(
             "energy-map",
@@ -82,6 +85,7 @@ def _extraction_blocks(layers: tuple[ExtractedLayer, ...]) -> tuple[Block, ...]:
             "Error of merging back, in percent of the change, by layer and module",
             [(layer.name, layer.error) for layer in layers],
             percent,
+            top=top,
             note="How far base + B @ A, rounded, is from the tuned weight. Dark cells lose most.",
         ),
     ]
@@ -118,6 +122,10 @@ def _parameter_blocks(report: SplitReport) -> tuple[Block, ...]:
         for one in report.parameters
     )
     return (Table("parameters-table", "What the adapter holds", columns, rows),) if rows else ()
+
+
+def _left_blocks(report: SplitReport) -> tuple[Block, ...]:
+    return (Names(f"The base: {count_of(len(report.left), 'tensor')}", report.left),) if report.left else ()
 
 
 def _config_blocks(report: SplitReport) -> tuple[Block, ...]:
