@@ -59,7 +59,7 @@ def heatmap(
         title: What the numbers are, with their unit.
         numbers: The name and the number of each tensor; None is left out.
         show: The text of a number.
-        top: What the darkest colour stands for; by default the largest number.
+        top: What the last colour of the scale stands for; by default the largest number.
         note: How to read it.
     """
     grid = _grid(numbers)

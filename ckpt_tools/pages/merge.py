@@ -113,7 +113,7 @@ def _delta_blocks(folded: list[FoldedWeight]) -> tuple[Block, ...]:
             [(weight.name, weight.relative_delta) for weight in folded],
             percent,
             top=top,
-            note="How large the update is beside the weight. Even colours are usual; look at a single dark cell.",
+            note="How large the update is beside the weight. Even colours are usual; look at a cell that stands out.",
         ),
         heatmap(
             "unchanged-map",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Spectrum", "spectra_blocks"]
 
-_PANEL_WIDTH, _PANEL_HEIGHT, _ACROSS = 220, 170, 3
+_PANEL_WIDTH, _PANEL_HEIGHT, _ACROSS, _MARGIN = 230, 170, 3, 56
 _MAX_PANELS, _MAX_LINES = 12, 100
 _FLOOR = 1e-6
 
@@ -69,15 +69,15 @@ def _lines(key: str, spectra: Sequence[Spectrum]) -> Figure | None:
     shown = list(panels.items())[:_MAX_PANELS]
     across = min(_ACROSS, len(shown))
     down = -(-len(shown) // across)
-    width, height = _PANEL_WIDTH * across + 40, _PANEL_HEIGHT * down + 20
+    width, height = _PANEL_WIDTH * across + 16, _PANEL_HEIGHT * down + 20
     lowest = max(_FLOOR, min(value / one.values[0] for _, group in shown for one in group for value in one.values))
 
     def paint(canvas: Canvas) -> None:
         for number, (module, group) in enumerate(shown):
-            left = 40 + _PANEL_WIDTH * (number % across)
+            left = _MARGIN + _PANEL_WIDTH * (number % across)
             bottom = height - _PANEL_HEIGHT * (number // across + 1) + 22
             axes = canvas.add_axes(
-                (left / width, bottom / height, (_PANEL_WIDTH - 30) / width, (_PANEL_HEIGHT - 50) / height)
+                (left / width, bottom / height, (_PANEL_WIDTH - _MARGIN) / width, (_PANEL_HEIGHT - 50) / height)
             )
             _paint_panel(axes, module, group[:_MAX_LINES], lowest / 1.5)
 

@@ -78,7 +78,7 @@ def _extraction_blocks(layers: tuple[ExtractedLayer, ...]) -> tuple[Block, ...]:
             [(layer.name, layer.energy) for layer in layers],
             percent,
             top=1.0,
-            note="The share of the change's sum of squares that B @ A has. Pale cells need a larger rank.",
+            note="The share of the change's sum of squares that B @ A has. Small numbers ask for a larger rank.",
         ),
         heatmap(
             "error-map",
@@ -86,7 +86,7 @@ def _extraction_blocks(layers: tuple[ExtractedLayer, ...]) -> tuple[Block, ...]:
             [(layer.name, layer.error) for layer in layers],
             percent,
             top=top,
-            note="How far base + B @ A, rounded, is from the tuned weight. Dark cells lose most.",
+            note="How far base + B @ A, rounded, is from the tuned weight. Large numbers lose most.",
         ),
     ]
     if len({layer.rank for layer in layers}) > 1:
