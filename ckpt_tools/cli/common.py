@@ -111,6 +111,12 @@ def common_options(command: Command) -> Command:
         click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads.  [default: one for each core]"),
         click.option("--max-memory", metavar="SIZE", help="Anonymous memory at most, e.g. 512MB."),
         click.option(
+            "--digest/--no-digest",
+            default=True,
+            show_default=True,
+            help="Put digests of the tensors into the manifest.",
+        ),
+        click.option(
             "--executor",
             default="local",
             show_default=True,
