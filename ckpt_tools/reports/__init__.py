@@ -2,6 +2,7 @@
 
 from ckpt_tools.reports.base import SCHEMA, DroppedTensor, OutputReport, Report
 from ckpt_tools.reports.inject import AddedParameter, InjectReport, NearMiss
+from ckpt_tools.reports.manifest import ManifestReport
 from ckpt_tools.reports.merge import AdapterReport, AdapterUse, FoldedWeight, MergeReport
 from ckpt_tools.reports.split import ExtractedLayer, SplitParameter, SplitReport
 from ckpt_tools.reports.transform import TransformedTensor, TransformReport
@@ -15,6 +16,7 @@ __all__ = [
     "ExtractedLayer",
     "FoldedWeight",
     "InjectReport",
+    "ManifestReport",
     "MergeReport",
     "NearMiss",
     "OutputReport",
