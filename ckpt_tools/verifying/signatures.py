@@ -50,8 +50,10 @@ def sign_output(output: Path, private_key: Path, signature: Path) -> None:
         found = "a place within the output, which it signs"
         raise UsageError(Problem(f"--signature {signature}", found, "a place outside of it"))
     try:
+        password = os.environ.get(PASSWORD_VARIABLE)
+        # As bytes, whatever its annotation says: it hands them to `cryptography` as they are.
         config = model_signing.signing.Config().use_elliptic_key_signer(
-            private_key=private_key, password=os.environ.get(PASSWORD_VARIABLE)
+            private_key=private_key, password=None if password is None else os.fsencode(password)
         )
     except (ValueError, TypeError) as error:
         remedy = f"An encrypted key's password goes into {PASSWORD_VARIABLE}"
@@ -86,7 +88,7 @@ def check_signature(output: Path, public_key: Path, signature: Path) -> None:
         raise UsageError(Problem(where, _first(error), "an elliptic-curve public key in PEM")) from error
     try:
         config.verify(output, signature)
-    except (KeyError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise CorruptInputError(Problem(str(signature), f"no signature ({_first(error)})", "a signature")) from error
     except ValueError as error:
         if type(error) is not ValueError:  # JSON and protobuf have errors of their own below it

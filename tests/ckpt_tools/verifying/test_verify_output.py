@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transform_cases import TENSORS, write_case
 
 from ckpt_tools import merge, open_checkpoint, transform
 from ckpt_tools.verifying import verify_output
-from surgery.errors import CorruptInputError, InputMissingError, UsageError, VerificationError
+from surgery.errors import CorruptInputError, InputMissingError, MissingExtraError, UsageError, VerificationError
 
 OUTPUTS = ["out.ckpt", "out.safetensors", "folder"]
 
@@ -205,3 +206,13 @@ def test_options_that_say_nothing_are_refused(tmp_path: Path) -> None:
         verify_output(out, public_key="a", sign_key="b")
     with pytest.raises(UsageError, match="--public-key or --sign-key"):
         verify_output(out, signature="a")
+
+
+@pytest.mark.parametrize("option", ["public_key", "sign_key"])
+def test_without_the_extra_signatures_are_refused_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    out = made(tmp_path, "out.ckpt")
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'pet-surgery\[sign\]'"):
+        verify_output(out, **{option: tmp_path / "key.pem"})
