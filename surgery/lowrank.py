@@ -83,12 +83,14 @@ def lora_singular_values(left: np.ndarray, right: np.ndarray, scaling: float = 1
     Returns:
         `(min(out, in, rank),)`, float64, none below zero.
     """
-    core = np.linalg.qr(left.astype(np.float64), mode="r") @ np.linalg.qr(right.astype(np.float64).T, mode="r").T
+    upper = np.asarray(np.linalg.qr(left.astype(np.float64), mode="r"))
+    lower = np.asarray(np.linalg.qr(right.astype(np.float64).T, mode="r")).T
+    core = upper @ lower
     return np.linalg.svd(core, compute_uv=False) * abs(scaling)
 
 
 def effective_rank(singular_values: np.ndarray) -> float:
-    """exp of the entropy of the singular values' shares of their sum; 0 where all are zero.
+    """The exponential of the entropy of the singular values' shares of their sum; 0 where all are zero.
 
     Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, definition 1.
 

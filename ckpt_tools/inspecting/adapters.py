@@ -68,7 +68,8 @@ def find_adapters(
         return InspectedAdapters(base_fingerprint=said)
     group = group_lora(checkpoint.tensors, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
     chosen = [pair for pair in group.pairs if selects(pair.a) or selects(pair.b)]
-    found, warnings = None, []
+    found: LoraConfig | None = None
+    warnings: list[str] = []
     if chosen or config is not None:
         found, warnings = _configuration(checkpoint, config)
     pairs, faults = _scaled(chosen, found)

@@ -36,7 +36,8 @@ def translated(
     Args:
         first: Name to tensor.
         other: The other's.
-        names: `keep`; `hf` or `mindformers`, which translates both; or a JSON file of the first's names and the other's.
+        names: `keep`; `hf` or `mindformers`, which translates both; or a JSON file of the first's
+            names and the other's.
 
     Raises:
         PetSurgeryError: As of `rename_tensors`.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.formats.safetensors import HeaderTensors
 from ckpt_tools.reports import InspectedTensor, InspectedTotal, OtherShape, RankGroup
@@ -100,7 +99,7 @@ def differences_of_ranks(ranks: Sequence[Checkpoint], selects: Callable[[str], b
     firsts = [ranks[members[0]].tensors for members in _grouped(ranks)]
     found = []
     for name in dict.fromkeys(name for tensors in firsts for name in tensors):
-        held = [tensors[name] if name in tensors else None for tensors in firsts]
+        held = [tensors.get(name) for tensors in firsts]
         kinds = {(tensor.shape, tensor.dtype) for tensor in held if tensor is not None}
         if len(kinds) > 1 and selects(name):
             shapes = tuple(() if tensor is None else tensor.shape for tensor in held)

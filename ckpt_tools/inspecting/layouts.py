@@ -38,5 +38,11 @@ def _inspected(stage: int, name: str, layout: Layout) -> InspectedLayout:
     except MismatchError:
         pass
     return InspectedLayout(
-        stage, name, layout.device_matrix, layout.tensor_map, parts, replicas, layout.shard_size * bool(layout.shard_step)
+        stage,
+        name,
+        layout.device_matrix,
+        layout.tensor_map,
+        parts,
+        replicas,
+        layout.shard_size * bool(layout.shard_step),
     )

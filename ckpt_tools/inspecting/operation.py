@@ -52,8 +52,8 @@ def inspect_checkpoint(
 ) -> InspectReport:
     """Say what is in a checkpoint or a strategy, and what differs between two checkpoints.
 
-    Only headers are read, and the few bytes of training scalars. With `spectra` the adapters' matrices are read too, with
-    `other` all tensors that both have.
+    Only headers are read, and the few bytes of training scalars. With `spectra` the adapters' matrices are read too,
+    with `other` all tensors that both have.
 
     Args:
         path: A checkpoint of any form, a folder of rank folders with or without a strategy, or a strategy.
@@ -86,10 +86,10 @@ def inspect_checkpoint(
     report = replace(_facts(subject, selects, config, filters), strategy=_text(src_strategy))
     warnings = list(report.warnings)
     if spectra:
-        opened = _checkpoint_of(subject, "--spectra")
-        pairs, told = with_spectra(report.pairs, opened.base.tensors, progress)
+        opened = _whole_of(subject, "--spectra", "--src-strategy")
+        pairs, odd = with_spectra(report.pairs, opened.base.tensors, progress)
         report = replace(report, pairs=pairs)
-        warnings += told if pairs else ["there is no pair of LoRA A and B: there are no spectra"]
+        warnings += odd if pairs else ["there is no pair of LoRA A and B: there are no spectra"]
         _check_files(opened)
     if other is not None:
         against = open_subject(
@@ -146,9 +146,7 @@ def _facts(
         return report
     base = opened.base
     tensors = tensors_of(base.tensors, opened.whole.parts, selects)
-    adapters = find_adapters(
-        base, tensors, None if config is None else Path(config), selects, sliced=subject.sliced
-    )
+    adapters = find_adapters(base, tensors, None if config is None else Path(config), selects, sliced=subject.sliced)
     folder = () if opened.folder is None else opened.folder.ranks
     root = opened.iteration.path if opened.iteration is not None else base.path
     return replace(
@@ -159,7 +157,7 @@ def _facts(
         step=opened.step,
         ranks=opened.ranks,
         sliced=subject.sliced,
-        metadata=dict(base.metadata) | _counters(opened.iteration),
+        metadata={**base.metadata, **_counters(opened.iteration)},
         base_fingerprint=adapters.base_fingerprint,
         scalars=scalars_of(base.tensors, selects),
         tensors=tensors,
@@ -195,11 +193,7 @@ def _compare(
     threads: int | None,
     progress: Progress,
 ) -> tuple[Comparison, list[str]]:
-    first, other = _checkpoint_of(subject, "PATH"), _checkpoint_of(against, "OTHER")
-    for one, option in ((subject, "--src-strategy"), (against, "--other-strategy")):
-        if one.sliced:
-            remedy = f"Give it with {option}"
-            raise UsageError(Problem(str(one.path), "folders of ranks, and no strategy", "whole tensors", remedy))
+    first, other = _whole_of(subject, "PATH", "--src-strategy"), _whole_of(against, "OTHER", "--other-strategy")
     here, there = translated(first.base.tensors, other.base.tensors, names)
     warnings = list(unlike_names(here, there))
     here = {name: tensor for name, tensor in here.items() if selects(name)}
@@ -227,10 +221,14 @@ def _compare(
     )
 
 
-def _checkpoint_of(subject: Subject, what: str) -> Opened:
+def _whole_of(subject: Subject, what: str, option: str) -> Opened:
+    """The whole tensors of a subject, which what the user wants is of."""
     if subject.opened is None:
         found = "a strategy, which has layouts and no tensors"
         raise UsageError(Problem(f"{what}, {subject.path}", found, "a checkpoint", "Name the weights"))
+    if subject.sliced:
+        found, remedy = "folders of ranks, and no strategy", f"Give the strategy that the run saved with {option}"
+        raise UsageError(Problem(f"{what}, {subject.path}", found, "whole tensors", remedy))
     return subject.opened
 
 

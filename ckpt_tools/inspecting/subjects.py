@@ -134,4 +134,3 @@ def _is_rank_folder(path: Path) -> bool:
         return is_rank_folder(path) and not is_iteration(path)
     except OSError:  # it may not be looked into: `open_checkpoint` says so
         return False
-

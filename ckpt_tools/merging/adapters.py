@@ -151,9 +151,7 @@ def _unknown_alpha(adapter: Adapter) -> Problem:
     )
 
 
-def find_configuration(
-    checkpoint: Checkpoint, option: ScaleOption
-) -> tuple[LoraConfig | None, tuple[Path, ...]]:
+def find_configuration(checkpoint: Checkpoint, option: ScaleOption) -> tuple[LoraConfig | None, tuple[Path, ...]]:
     """An adapter's configuration and where it was looked for: the named one, that of the metadata, or one beside."""
     if option.config is not None:
         return read_adapter_config(option.config), ()
