@@ -25,7 +25,9 @@ def difference_lines(comparison: Comparison, width: int | None, *, list_all: boo
     tensors = comparison.tensors
     differing = [tensor for tensor in tensors if not tensor.equal_bits]
     same_values = [tensor for tensor in differing if tensor.differing == 0]
-    lines = [printable(f"against {comparison.other}: {'equal' if comparison.equal else 'they differ'}")]
+    verdict, path = "equal" if comparison.equal else "they differ", printable(comparison.other)
+    path = path if width is None else elide(path, width - len(verdict) - len("against : "))
+    lines = [f"against {path}: {verdict}"]
     equal = len(tensors) - len(differing)
     facts = [("equal", f"{equal} of {len(tensors)} tensors that both have, to the bit")]
     if differing:

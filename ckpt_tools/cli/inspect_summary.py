@@ -19,6 +19,7 @@ _PLURALS = {"weight": "weights", "adapter": "adapter", "optimizer": "optimizer",
 _MAX_SCALARS = 6
 _MAX_METADATA = 12
 _LABEL = 11
+_NARROWEST = 8
 
 
 def summarise(report: InspectReport, *, list_all: bool = False, width: int | None = None) -> str:
@@ -31,7 +32,8 @@ def summarise(report: InspectReport, *, list_all: bool = False, width: int | Non
     """
     width = output_width() if width is None else width
     facts = _totals(report) + _families(report) + _layout(report) + _metadata(report)
-    lines = [printable(_headline(report))]
+    what, path = printable(_headline(report)), printable(report.path)
+    lines = [f"{path if width is None else elide(path, max(width - len(what), _NARROWEST))}{what}"]
     for label, text in facts:
         line = f"  {label:<{_LABEL}} {printable(text)}"
         lines.append(line if width is None else elide(line, width))
@@ -50,9 +52,10 @@ def summarise(report: InspectReport, *, list_all: bool = False, width: int | Non
 
 
 def _headline(report: InspectReport) -> str:
+    """What stands behind the path."""
     if report.kind == "strategy":
         devices = "1 device" if report.ranks == 1 else f"{report.ranks} devices"
-        return f"{report.path}: a strategy of {devices}"
+        return f": a strategy of {devices}"
     nbytes = sum(total.nbytes for total in report.totals)
     what = {
         "file": report.format,
@@ -63,7 +66,7 @@ def _headline(report: InspectReport) -> str:
     step = f", step {report.step}" if report.step else ""
     slices = ", slices of rank 0" if report.sliced else ""
     count = len(report.tensors)
-    return f"{report.path}: {what}{step}{slices}, {count} tensor{'s' * (count != 1)}, {format_size(nbytes)}"
+    return f": {what}{step}{slices}, {count} tensor{'s' * (count != 1)}, {format_size(nbytes)}"
 
 
 def _totals(report: InspectReport) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from ckpt_tools.distributed.opening import Opened, open_whole
 from ckpt_tools.formats import Checkpoint, is_iteration
 from ckpt_tools.formats.ranks import is_rank_folder, rank_steps, read_rank_folder
 from ckpt_tools.layout import Strategy, is_strategy, read_strategy
-from surgery.errors import InputMissingError, Problem, UsageError
+from surgery.errors import Problem, UsageError
 
 __all__ = ["Subject", "open_subject", "read_strategy_of"]
 
@@ -74,8 +74,6 @@ def open_subject(
         UsageError: A strategy for what is not cut, or a step of what has none.
         PetSurgeryError: As of `open_whole`, `read_rank_folder` and `read_strategy`.
     """
-    if not os.fspath(path) or "\0" in os.fspath(path):
-        raise InputMissingError(Problem(repr(str(path)), "no path", "a checkpoint or a strategy", "Check the path"))
     if _is_rank_folder(path):
         return _open_ranks(path, strategy, step, replicated, option)
     if is_strategy(path):
