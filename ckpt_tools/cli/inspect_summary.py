@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 
 from ckpt_tools.cli.common import printable
@@ -20,6 +21,7 @@ _MAX_SCALARS = 6
 _MAX_METADATA = 12
 _LABEL = 11
 _NARROWEST = 8
+_CUT = ("base", "metadata", "")  # whose values may be pages long
 
 
 def summarise(report: InspectReport, *, list_all: bool = False, width: int | None = None) -> str:
@@ -36,7 +38,12 @@ def summarise(report: InspectReport, *, list_all: bool = False, width: int | Non
     lines = [f"{path if width is None else elide(path, max(width - len(what), _NARROWEST))}{what}"]
     for label, text in facts:
         line = f"  {label:<{_LABEL}} {printable(text)}"
-        lines.append(line if width is None else elide(line, width))
+        if width is None:
+            lines.append(line)
+        elif label in _CUT:
+            lines.append(line if len(line) <= width else f"{line[: width - 3]}...")
+        else:
+            lines += textwrap.wrap(line, width, subsequent_indent=" " * (_LABEL + 3), drop_whitespace=True)
     if report.comparison is not None:
         parts = [difference_lines(report.comparison, width, list_all=list_all)]
     else:

@@ -61,7 +61,7 @@ def layout_lines(report: InspectReport, width: int | None, *, list_all: bool) ->
         Column("count", right=True),
     )
     if list_all:
-        return table(columns, [_layout_row(layout.name, [layout]) for layout in report.layouts], width)
+        return table(columns, [_layout_row(layout.name, [layout], report.stages) for layout in report.layouts], width)
     states = ("adam_m.", "adam_v.", "accu_grads.")
     own = [layout for layout in report.layouts if not layout.name.startswith(states)] or list(report.layouts)
     folded = fold_names(
@@ -72,7 +72,7 @@ def layout_lines(report: InspectReport, width: int | None, *, list_all: bool) ->
         )
         for layout in own
     )
-    lines = table(columns, [_layout_row(name, layouts) for name, layouts in folded], width)
+    lines = table(columns, [_layout_row(name, layouts, report.stages) for name, layouts in folded], width)
     cuts = Counter(_parts(layout.parts) or ("whole" if layout.parts else "by the shape") for layout in report.layouts)
     lines.append("")
     lines += table(
@@ -83,16 +83,16 @@ def layout_lines(report: InspectReport, width: int | None, *, list_all: bool) ->
     return lines
 
 
-def _layout_row(name: str, layouts: Sequence[InspectedLayout]) -> tuple[str, ...]:
+def _layout_row(name: str, layouts: Sequence[InspectedLayout], stages: int) -> tuple[str, ...]:
     first = layouts[0]
     axes = [", ".join(map(str, cuts)) if cuts else "-" for cuts in first.tensor_map]
     tensor_map = " | ".join(axes)
     shards = first.optimizer_shards
     if shards:
-        tensor_map += " + all shards" if shards < 0 else f" + {shards} shards"
+        tensor_map += " +all" if shards < 0 else f" +{shards}"
     return (
         name,
-        str(first.stage),
+        str(first.stage) if stages > 1 else "",
         " x ".join(map(str, first.device_matrix)),
         tensor_map,
         _parts(first.parts) or ("whole" if first.parts else ""),
@@ -165,10 +165,10 @@ def spectrum_lines(report: InspectReport, width: int | None) -> list[str]:
     columns = (
         Column("adapted layer", flexible=True),
         Column("rank", right=True),
-        Column("scaling", right=True),
+        Column("scale", right=True),
         Column("norm", right=True),
         Column("largest", right=True),
-        Column("eff. rank", right=True),
-        Column("90 % in", right=True),
+        Column("eff.", right=True),
+        Column("90%", right=True),
     )
     return [printable(line) for line in table(columns, rows, width)]

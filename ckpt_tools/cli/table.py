@@ -24,7 +24,7 @@ class Column:
     Attributes:
         title: What stands above it.
         right: Whether it is aligned to the right, as numbers are.
-        flexible: Whether its texts may be cut in the middle where the terminal is too narrow.
+        flexible: Whether its texts may be cut where the terminal is too narrow.
     """
 
     title: str
@@ -62,13 +62,13 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int |
 
 
 def elide(text: str, cells: int) -> str:
-    """A text in so many cells of a terminal: cut in the middle, as names differ at both ends."""
+    """A text in so many cells of a terminal: cut near its beginning, as names differ at their ends."""
     if _cells(text) <= cells:
         return text
     kept = max(cells - len(_DOTS), 2)
-    head, tail = text[: kept // 2], text[len(text) - (kept - kept // 2) :]
-    while head and _cells(head) + _cells(tail) > kept:
-        head, tail = head[:-1], tail[1:]
+    head, tail = text[: kept // 5], text[len(text) - (kept - kept // 5) :]
+    while tail and _cells(head) + _cells(tail) > kept:
+        tail = tail[1:]
     return f"{head}{_DOTS}{tail}"
 
 
