@@ -65,6 +65,13 @@ class Bench:
         command = [script, str(base), *adapters, "-o", str(output), "--alpha", str(2 * rank), "-q"]
         return Contender(label, command, output)
 
+    def against_no_digest(self) -> str:
+        """pet-merge against itself without the digests of the manifest."""
+        base, adapter = self.base("bf16", ".safetensors"), self.adapter(8, ATTENTION)
+        ours = self.ours("pet-merge, bf16 .safetensors", base, adapter, self.work / "merged.safetensors", 8)
+        plain = Contender("the same with --no-digest", [*ours.command, "--no-digest"], ours.output)
+        return row(ours, plain, compare(ours, plain, self.runs, warm(base, adapter)), "<= 1.25")
+
     def against_mindformers(self) -> str:
         """pet-merge against MindFormers' tool, on the one file with base and adapter that it takes."""
         assert self.mindformers is not None
@@ -144,6 +151,7 @@ def main() -> None:
             "all linear": ("pet-merge, bf16, all linear, rank 64", "bf16", ".safetensors", 64, ALL_LINEAR, "<= 2"),
         }.items()
     }
+    rows["digests"] = bench.against_no_digest
     if bench.mindformers:
         rows["mindformers"] = bench.against_mindformers
     if bench.peft:

@@ -92,6 +92,13 @@ class Bench:
         )
         return row(ours, copy, compare(ours, copy, self.runs, warm(source)), "<= 1.2")
 
+    def against_no_digest(self, before: Cut, after: Cut) -> str:
+        """pet-transform against itself without the digests of the manifest."""
+        source = self.source(before, "safetensors")
+        ours = self.ours(source, before, after, self.work / "out")
+        plain = Contender("the same with --no-digest", [*ours.command, "--no-digest"], ours.output)
+        return row(ours, plain, compare(ours, plain, self.runs, warm(source)), "<= 1.25")
+
     def against_mindspore(self, form: str) -> str:
         """pet-transform against MindSpore's own function, TP8 to TP4."""
         assert self.mindspore is not None
@@ -119,6 +126,8 @@ def main() -> None:
         f"{before} -> {after}": lambda pair=(before, after): bench.against_copy(*pair)  # type: ignore[misc]
         for before, after in PAIRS
     }
+    for pair in (PAIRS[0], PAIRS[-1]):
+        rows[f"digests, {pair[0]} -> {pair[1]}"] = lambda pair=pair: bench.against_no_digest(*pair)  # type: ignore[misc]
     if bench.mindspore:
         for form in ("ckpt", "safetensors"):
             rows[f"mindspore {form}"] = lambda form=form: bench.against_mindspore(form)  # type: ignore[misc]

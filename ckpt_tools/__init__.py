@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ckpt_tools.formats import Checkpoint, open_checkpoint
     from ckpt_tools.injecting import inject
+    from ckpt_tools.inspecting import inspect_checkpoint
     from ckpt_tools.merging import merge
-    from ckpt_tools.reports import InjectReport, MergeReport, SplitReport, TransformReport
+    from ckpt_tools.reports import InjectReport, InspectReport, MergeReport, SplitReport, TransformReport
     from ckpt_tools.saving import save_checkpoint
     from ckpt_tools.splitting import split
     from ckpt_tools.transforming import transform
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "InjectReport",
+    "InspectReport",
     "MergeReport",
     "SplitReport",
     "TransformReport",
     "inject",
+    "inspect_checkpoint",
     "merge",
     "open_checkpoint",
     "save_checkpoint",
@@ -34,10 +37,12 @@ __all__ = [
 _HOMES = {
     "Checkpoint": "ckpt_tools.formats",
     "InjectReport": "ckpt_tools.reports",
+    "InspectReport": "ckpt_tools.reports",
     "MergeReport": "ckpt_tools.reports",
     "SplitReport": "ckpt_tools.reports",
     "TransformReport": "ckpt_tools.reports",
     "inject": "ckpt_tools.injecting",
+    "inspect_checkpoint": "ckpt_tools.inspecting",
     "merge": "ckpt_tools.merging",
     "open_checkpoint": "ckpt_tools.formats",
     "save_checkpoint": "ckpt_tools.saving",

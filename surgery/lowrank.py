@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["column_norms_squared", "dora_factor", "lora_delta", "row_norms_squared"]
+__all__ = [
+    "column_norms_squared",
+    "dora_factor",
+    "effective_rank",
+    "energy_by_rank",
+    "lora_delta",
+    "lora_singular_values",
+    "row_norms_squared",
+]
 
 
 def lora_delta(left: np.ndarray, right: np.ndarray, scaling: float, out: np.ndarray) -> None:
@@ -59,3 +67,57 @@ def dora_factor(magnitude: np.ndarray, norms_squared: np.ndarray) -> np.ndarray:
         norms_squared: The sums of squares of the output features of W + delta, `(out,)`.
     """
     return np.divide(magnitude.astype(np.float64), np.sqrt(norms_squared))
+
+
+def lora_singular_values(left: np.ndarray, right: np.ndarray, scaling: float = 1.0) -> np.ndarray:
+    """The singular values of scaling * left @ right, the largest first, without the product itself.
+
+    With left = Q R and right^T = P S (Golub and Van Loan, Matrix Computations, 4th edition, section 5.2) the product is
+    Q (R S^T) P^T, and as Q and P have orthonormal columns, its singular values are those of the small core R S^T.
+
+    Args:
+        left: B, `(out, rank)`, finite.
+        right: A, `(rank, in)`, finite.
+        scaling: What the product is multiplied by.
+
+    Returns:
+        `(min(out, in, rank),)`, float64, none below zero.
+    """
+    upper = np.asarray(np.linalg.qr(left.astype(np.float64), mode="r"))
+    lower = np.asarray(np.linalg.qr(right.astype(np.float64).T, mode="r")).T
+    core = upper @ lower
+    return np.linalg.svd(core, compute_uv=False) * abs(scaling)
+
+
+def effective_rank(singular_values: np.ndarray) -> float:
+    """The exponential of the entropy of the singular values' shares of their sum; 0 where all are zero.
+
+    Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, definition 1.
+
+    Args:
+        singular_values: `(count,)`, none below zero.
+    """
+    total = float(np.sum(singular_values, dtype=np.float64))
+    if not total:
+        return 0.0
+    shares = singular_values[singular_values > 0] / total
+    shares = shares[shares > 0]  # a share may underflow
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+def energy_by_rank(singular_values: np.ndarray) -> np.ndarray:
+    """For each rank, the share of the sum of squares that so many of the largest singular values have.
+
+    By Eckart and Young (1936, doi:10.1007/BF02288367) it is what the best approximation of that rank keeps.
+
+    Args:
+        singular_values: `(count,)`, the largest first.
+
+    Returns:
+        `(count,)`, rising to 1; ones where all are zero.
+    """
+    largest = float(singular_values[0]) if len(singular_values) else 0.0
+    if not largest:
+        return np.ones(len(singular_values))
+    sums = np.cumsum((singular_values / largest) ** 2)
+    return sums / sums[-1]

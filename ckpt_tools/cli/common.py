@@ -22,7 +22,7 @@ from surgery.version import __version__
 
 if TYPE_CHECKING:
     from ckpt_tools.progress import Progress
-    from ckpt_tools.reports import InjectReport, MergeReport, SplitReport, TransformReport
+    from ckpt_tools.reports import InjectReport, InspectReport, MergeReport, SplitReport, TransformReport
 
 __all__ = [
     "HELP",
@@ -47,7 +47,7 @@ _BUG = 1
 _IO_FAILED = 7
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Report = TypeVar("Report", "InjectReport", "MergeReport", "SplitReport", "TransformReport")
+Report = TypeVar("Report", "InjectReport", "InspectReport", "MergeReport", "SplitReport", "TransformReport")
 
 
 def output_options(command: Command) -> Command:
@@ -111,6 +111,12 @@ def common_options(command: Command) -> Command:
         click.option("-q", "--quiet", is_flag=True, help="No progress bar and no summary."),
         click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads.  [default: one for each core]"),
         click.option("--max-memory", metavar="SIZE", help="Anonymous memory at most, e.g. 512MB."),
+        click.option(
+            "--digest/--no-digest",
+            default=True,
+            show_default=True,
+            help="Put digests of the tensors into the manifest.",
+        ),
         click.option(
             "--executor",
             default="local",

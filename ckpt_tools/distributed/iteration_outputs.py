@@ -34,7 +34,7 @@ from ckpt_tools.formats.iteration.join import kind_of
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.tensors.lazy import LazyTensor, full_region
 from ckpt_tools.tensors.views import Sliced
-from ckpt_tools.writing.outputs import Changes, OutputOptions
+from ckpt_tools.writing.outputs import Changes, OutputOptions, carried_metadata
 from ckpt_tools.writing.plan import Entry, OutputBytes, OutputFile, Plan
 from surgery.errors import Problem, UsageError
 from surgery.states import is_training_scalar, split_optimizer_state
@@ -94,7 +94,7 @@ def iteration_facts(source: Opened) -> IterationFacts:
         said_kinds |= {name: kind_of(chunks[0].file) for name, chunks in iteration.unlisted.items()}
         kinds |= {name: kind for name, kind in said_kinds.items() if kind}
         prefix = iteration.prefix
-    metadata = {key: value for key, value in base.metadata.items() if key not in ("total_size", "remove_redundancy")}
+    metadata = {key: value for key, value in carried_metadata(base.metadata).items() if key != "remove_redundancy"}
     return IterationFacts(number, common, kinds, prefix, {**metadata, "format": "ms"})
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ckpt_tools.distributed.gathering import Gathered, gather
 from ckpt_tools.distributed.iteration_sources import gather_iteration
 from ckpt_tools.formats import Checkpoint, Iteration, is_iteration, open_checkpoint, read_iteration
-from ckpt_tools.formats.ranks import is_rank_folder, read_rank_folder
+from ckpt_tools.formats.ranks import RankFolder, is_rank_folder, read_rank_folder
 from ckpt_tools.layout import Strategy
 from surgery.errors import MismatchError, Problem, UsageError
 
@@ -27,6 +27,7 @@ class Opened:
         ranks: How many ranks it has; 0 for a whole one.
         step: Its step, where its files say one.
         iteration: What it was made of, where it is one of Checkpoint 2.0.
+        folder: The files of its ranks, where it has them.
     """
 
     base: Checkpoint
@@ -34,6 +35,7 @@ class Opened:
     ranks: int = 0
     step: str = ""
     iteration: Iteration | None = None
+    folder: RankFolder | None = None
 
     def warned(self, warnings: Sequence[str]) -> Opened:
         """The same source with more warnings."""
@@ -91,7 +93,7 @@ def open_whole(
             # Files of all ranks are odd in the same way.
             warnings=(*dict.fromkeys(warning for rank in folder.ranks for warning in rank.warnings), *whole.warnings),
         )
-        return Opened(base, whole, len(folder.ranks), folder.step)
+        return Opened(base, whole, len(folder.ranks), folder.step, folder=folder)
     if is_iteration(source):
         if strategy is not None:
             found, expected = "an iteration of Checkpoint 2.0, and a strategy", "the iteration alone"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ckpt_tools.distributed.scattering import Scattered
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.tensors.lazy import LazyTensor
-from ckpt_tools.writing.outputs import OutputOptions
+from ckpt_tools.writing.outputs import OutputOptions, carried_metadata
 from ckpt_tools.writing.plan import OutputFile, Plan
 from surgery.errors import Problem, UsageError
 
@@ -56,8 +56,7 @@ def plan_ranks(
         found = f"{prefix!r}, behind which the rank would be read as a step"
         raise UsageError(Problem("--prefix", found, "one that does not end as -9_"))
     format = base.format if options.format == "keep" else options.format
-    kept = {key: value for key, value in base.metadata.items() if key != "total_size"}
-    strings = {"format": "ms", **kept, **metadata} if format == "safetensors" else {}
+    strings = {"format": "ms", **carried_metadata(base.metadata), **metadata} if format == "safetensors" else {}
     crc = bool(base.crc) and format == "ckpt"
     files = []
     for rank in range(scattered.strategy.ranks):

@@ -18,12 +18,24 @@ from pathlib import Path, PurePosixPath
 from ckpt_tools.formats.ckpt_values import quote_name
 from surgery.errors import CorruptInputError, InputMissingError, PetSurgeryError, Problem
 
-__all__ = ["ADAPTER_CONFIG", "WEIGHT_SUFFIXES", "Listing", "companions_of", "list_folder", "locate", "natural_key"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "MANIFEST_NAME",
+    "WEIGHT_SUFFIXES",
+    "Listing",
+    "companions_of",
+    "list_folder",
+    "locate",
+    "natural_key",
+]
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
 """What is read; told apart by content."""
 
 ADAPTER_CONFIG = "adapter_config.json"
+
+MANIFEST_NAME = "pet-manifest.json"
+"""What an operation of this project says of its output; it holds for no other."""
 
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".npz", ".ot", ".pkl")
 _INDEX_NAMES = re.compile(r".*\.index(\.[^.]+)?\.json|param_name_map\.json", re.IGNORECASE)
@@ -125,12 +137,13 @@ def locate(root: Path, name: str, named_by: str) -> Path:
 def companions_of(listing: Listing) -> tuple[tuple[Path, ...], list[str]]:
     """The files that belong to the weights (configuration, tokenizer, licence), and a warning for each left out.
 
-    These are all regular files at the top level but weights of any format, indexes and the adapter's configuration.
+    These are all regular files at the top level but weights of any format, indexes, the adapter's configuration and a
+    manifest.
     """
     companions, warnings = [], []
     for name in listing.files:
         is_weights = name.lower().endswith((*WEIGHT_SUFFIXES, *_OTHER_WEIGHTS))
-        if is_weights or name == ADAPTER_CONFIG or _INDEX_NAMES.fullmatch(name):
+        if is_weights or name in (ADAPTER_CONFIG, MANIFEST_NAME) or _INDEX_NAMES.fullmatch(name):
             continue
         try:
             locate(listing.root, name, "its folder")

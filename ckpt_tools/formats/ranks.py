@@ -12,7 +12,7 @@ from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.formats.recognise import read_file
 from surgery.errors import InputMissingError, MismatchError, PetSurgeryError, Problem, UsageError
 
-__all__ = ["RankFolder", "is_rank_folder", "rank_numbers", "read_rank_folder"]
+__all__ = ["RankFolder", "is_rank_folder", "rank_numbers", "rank_steps", "read_rank_folder"]
 
 _RANK = re.compile(r"rank_(0|[1-9]\d*)")
 _STEP = re.compile(r"-(\d+)_(\d+)$")
@@ -80,6 +80,14 @@ def read_rank_folder(path: str | os.PathLike[str], step: str | None = None) -> R
     chosen = _choose(path, files, wanted)
     checkpoints = _read_all([_only(path / f"rank_{number}", by_step[chosen]) for number, by_step in enumerate(files)])
     return RankFolder(path, "" if chosen is None else f"{chosen[0]}_{chosen[1]}", checkpoints)
+
+
+def rank_steps(path: Path) -> tuple[list[str], bool]:
+    """The steps that all ranks have, from the earliest on, and whether the latest of each rank is the same one."""
+    files = [_files_by_step(path / f"rank_{number}") for number in sorted(rank_numbers(path))]
+    common = set.intersection(*(set(by_step) for by_step in files)) if files else set()
+    latest = {max(by_step, key=lambda step: step or (-1, -1)) for by_step in files if by_step}
+    return ["_".join(map(str, step)) for step in sorted(step for step in common if step)], len(latest) <= 1
 
 
 def _parse_step(step: str) -> Step:

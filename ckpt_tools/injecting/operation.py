@@ -29,9 +29,10 @@ from ckpt_tools.writing.beside import check_beside, write_beside
 from ckpt_tools.writing.destination import check_destination, check_room
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.finite import refuse_overflow
+from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import make_budget
 from ckpt_tools.writing.parts import parse_ranks, part_of
-from ckpt_tools.writing.plan import Plan
+from ckpt_tools.writing.plan import Plan, with_manifest
 from ckpt_tools.writing.write import Outcome, execute
 from surgery.errors import Problem, UsageError
 from surgery.methods import Initialiser
@@ -72,6 +73,7 @@ def inject(
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
+    digest: bool = True,
     executor: str = "local",
     progress: Progress = SILENT,
 ) -> InjectReport:
@@ -107,6 +109,7 @@ def inject(
         dry_run: Plan and check, write nothing.
         threads: By default one for each core.
         max_memory: Bytes, or a size such as `1GiB`: anonymous memory at most.
+        digest: Put the digest of each of the output's tensors into its manifest.
         executor: `local`, `ray` or `ray://HOST:PORT`: who writes the files. Threads and memory are then each worker's.
         progress: What is told how far it is.
 
@@ -168,6 +171,13 @@ def inject(
         plan = with_companions(plan, files)
     else:
         beside = placed_beside(plan.output, files)
+    told = [
+        ManifestInput("base", printable_name(inputs.base.base.path), draft.base_fingerprint),
+        ManifestInput("config", printable_name(Path(tuning.source))),
+    ]
+    if inputs.adapter is not None:
+        told.append(ManifestInput("adapter", printable_name(inputs.adapter.base.path)))
+    plan = with_manifest(plan, "inject", told, digest=digest)
     part = part_of(plan, selected, 0 if target is None else target.ranks)
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
     given = [*inputs.paths(), *([Path(config)] if isinstance(config, str | os.PathLike) else [])]

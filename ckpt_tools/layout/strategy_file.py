@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from ckpt_tools.formats.ckpt_values import ValueProblems
-from ckpt_tools.formats.folder import Listing, list_folder
+from ckpt_tools.formats.folder import WEIGHT_SUFFIXES, Listing, list_folder
+from ckpt_tools.formats.strict_json import MAX_JSON_BYTES
 from ckpt_tools.layout.model import Strategy
 from ckpt_tools.layout.strategy_facts import StrategyFacts
 from ckpt_tools.layout.strategy_foreign import (
@@ -23,9 +24,9 @@ from ckpt_tools.layout.strategy_json import load_json, looks_like_json, looks_li
 from ckpt_tools.layout.strategy_protobuf import looks_like_protobuf_strategy, read_protobuf_strategy
 from ckpt_tools.layout.strategy_stages import check_devices, join_stages
 from ckpt_tools.tensors.sources import Source, open_source, read_exactly
-from surgery.errors import CorruptInputError, Problem, UnknownFormatError
+from surgery.errors import CorruptInputError, PetSurgeryError, Problem, UnknownFormatError
 
-__all__ = ["read_strategy"]
+__all__ = ["is_strategy", "read_strategy"]
 
 _HEAD_BYTES = 512
 _CHUNK_BYTES = 2**20
@@ -56,6 +57,34 @@ def read_strategy(path: str | os.PathLike[str]) -> Strategy:
         files = [facts]
     stages = join_stages(files, str(path))
     return Strategy(path, stages, check_devices(stages, str(path)))
+
+
+def is_strategy(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a strategy file by its content, or a folder that holds such files and no weights."""
+    path = Path(path)
+    try:
+        if not _is_folder(path):
+            return _is_strategy_file(path)
+        listing = list_folder(path)
+        # Weights first: their folders hold tokenizers too, which are JSON of many megabytes.
+        if not all(_is_strategy_file(path / name) for name in listing.with_suffix(*WEIGHT_SUFFIXES)):
+            return False
+        if any(name.startswith("rank_") for name in listing.folders):
+            return False
+        return any(_is_strategy_file(path / name) for name in listing.files)
+    except PetSurgeryError:  # whoever opens it as something else says what is wrong
+        return False
+
+
+def _is_strategy_file(path: Path) -> bool:
+    try:
+        source = open_source(path)
+        head = _head_of(source)
+        if looks_like_json(head):
+            return source.size <= MAX_JSON_BYTES and looks_like_json_strategy(load_json(source))
+        return _looks_like_protobuf(head)
+    except PetSurgeryError:
+        return False
 
 
 def _head_of(source: Source) -> bytes:

@@ -17,7 +17,7 @@ from surgery.errors import CorruptInputError, MismatchError, NonFiniteError, Pro
 from surgery.grouping import LoraGroup, LoraPair, group_lora
 from surgery.scaling import lora_scaling
 
-__all__ = ["Adapter", "Scale", "ScaleOption", "load_adapter", "scale_of", "scale_origin"]
+__all__ = ["Adapter", "Scale", "ScaleOption", "find_configuration", "load_adapter", "scale_of", "scale_origin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def load_adapter(
     """
     tensors = checkpoint.tensors
     group = group_lora(tensors, {name: tensor.shape for name, tensor in tensors.items()})
-    config, looked_at = _configuration(checkpoint, option)
+    config, looked_at = find_configuration(checkpoint, option)
     own = {name: tensors[name] for pair in group.pairs for name in pair_keys(pair)}
     if not is_combined:
         own |= {parameter.name: tensors[parameter.name] for parameter in group.weights}
@@ -151,7 +151,8 @@ def _unknown_alpha(adapter: Adapter) -> Problem:
     )
 
 
-def _configuration(checkpoint: Checkpoint, option: ScaleOption) -> tuple[LoraConfig | None, tuple[Path, ...]]:
+def find_configuration(checkpoint: Checkpoint, option: ScaleOption) -> tuple[LoraConfig | None, tuple[Path, ...]]:
+    """An adapter's configuration and where it was looked for: the named one, that of the metadata, or one beside."""
     if option.config is not None:
         return read_adapter_config(option.config), ()
     inside = checkpoint.metadata.get(METADATA_CONFIG)

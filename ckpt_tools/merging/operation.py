@@ -31,10 +31,11 @@ from ckpt_tools.tensors.lazy import LazyTensor, Statistics
 from ckpt_tools.tensors.views import Cast, Checked
 from ckpt_tools.writing.destination import check_destination, check_room
 from ckpt_tools.writing.executors import check_executor
+from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import Budget, make_budget
 from ckpt_tools.writing.outputs import Changes, OutputOptions
 from ckpt_tools.writing.parts import parse_ranks, part_of
-from ckpt_tools.writing.plan import Plan
+from ckpt_tools.writing.plan import Plan, with_manifest
 from ckpt_tools.writing.write import Outcome, execute
 from surgery.errors import MismatchError, NonFiniteError, Problem, UsageError
 from surgery.ties import untied_settings
@@ -90,6 +91,7 @@ def merge(
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
+    digest: bool = True,
     executor: str = "local",
     progress: Progress = SILENT,
 ) -> MergeReport:
@@ -124,6 +126,7 @@ def merge(
         dry_run: Plan and check, write nothing.
         threads: By default one for each core.
         max_memory: Bytes, or a size such as `1GiB`: anonymous memory at most.
+        digest: Put the digest of each of the output's tensors into its manifest.
         executor: `local`, `ray` or `ray://HOST:PORT`: who writes the files. Threads and memory are then each worker's.
         progress: What is told how far it is.
 
@@ -167,6 +170,7 @@ def merge(
     plan = plan_merged(
         inputs.opened, tensors, strategies.target, OutputOptions(path, format, size), prefix, draft.changes(renamed)
     )
+    plan = with_manifest(plan, "merge", draft.manifest_inputs(), digest=digest)
     part = part_of(plan, selected, 0 if strategies.target is None else strategies.target.ranks)
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
     given = [inputs.base.path, *(adapter.path for adapter in inputs.adapters), *strategies.paths()]
@@ -238,11 +242,22 @@ class _Draft:
         ]
         metadata = {
             "pet_surgery.version": __version__,
-            "pet_surgery.base": _printable(self._inputs.base.path.name),
+            "pet_surgery.base": printable_name(self._inputs.base.path),
             "pet_surgery.base_fingerprint": self._fingerprint,
             "pet_surgery.adapters": json.dumps(adapters),
         }
         return Changes(metadata, config, {new: old for old, new in renamed.items()})
+
+    def manifest_inputs(self) -> list[ManifestInput]:
+        """What the manifest says of the inputs."""
+        base = ManifestInput("base", printable_name(self._inputs.base.path), self._fingerprint)
+        adapters = [
+            ManifestInput(
+                "adapter", printable_name(adapter.path), adapter.digest, tuple(sorted(self._scalings(adapter)))
+            )
+            for adapter in self._inputs.adapters
+        ]
+        return [base, *adapters]
 
     def _scalings(self, adapter: Adapter) -> set[float]:
         uses = (use for fold in self._folds.folds.values() for use in fold.uses)
@@ -295,11 +310,6 @@ class _Draft:
             peak_memory_bytes=budget.peak_bytes,
             free_disk_bytes=shutil.disk_usage(existing).free,
         )
-
-
-def _printable(file_name: str) -> str:
-    """A file's name, which may be any bytes, as text that a header can hold."""
-    return os.fsencode(file_name).decode("utf-8", "backslashreplace")
 
 
 def _scale_options(

@@ -2,6 +2,20 @@
 
 from ckpt_tools.reports.base import SCHEMA, DroppedTensor, OutputReport, Report
 from ckpt_tools.reports.inject import AddedParameter, InjectReport, NearMiss
+from ckpt_tools.reports.inspect import (
+    ComparedTensor,
+    Comparison,
+    InspectedFamily,
+    InspectedLayout,
+    InspectedPair,
+    InspectedTensor,
+    InspectedTotal,
+    InspectReport,
+    OtherShape,
+    RankGroup,
+    Spectrum,
+)
+from ckpt_tools.reports.manifest import ManifestReport
 from ckpt_tools.reports.merge import AdapterReport, AdapterUse, FoldedWeight, MergeReport
 from ckpt_tools.reports.split import ExtractedLayer, SplitParameter, SplitReport
 from ckpt_tools.reports.transform import TransformedTensor, TransformReport
@@ -11,14 +25,26 @@ __all__ = [
     "AdapterReport",
     "AdapterUse",
     "AddedParameter",
+    "ComparedTensor",
+    "Comparison",
     "DroppedTensor",
     "ExtractedLayer",
     "FoldedWeight",
     "InjectReport",
+    "InspectReport",
+    "InspectedFamily",
+    "InspectedLayout",
+    "InspectedPair",
+    "InspectedTensor",
+    "InspectedTotal",
+    "ManifestReport",
     "MergeReport",
     "NearMiss",
+    "OtherShape",
     "OutputReport",
+    "RankGroup",
     "Report",
+    "Spectrum",
     "SplitParameter",
     "SplitReport",
     "TransformReport",

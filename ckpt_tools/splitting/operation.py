@@ -21,8 +21,9 @@ from ckpt_tools.splitting.selection import Choice, select
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.writing.beside import check_beside, write_beside
 from ckpt_tools.writing.destination import check_destination, check_room, destination
+from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import make_budget
-from ckpt_tools.writing.plan import Plan
+from ckpt_tools.writing.plan import Plan, with_manifest
 from ckpt_tools.writing.write import Outcome, execute
 from surgery.errors import MismatchError, NonFiniteError, Problem, UsageError
 from surgery.naming import Role, classify
@@ -61,6 +62,7 @@ def split(
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
+    digest: bool = True,
     executor: str = "local",
     progress: Progress = SILENT,
 ) -> SplitReport:
@@ -97,6 +99,7 @@ def split(
         dry_run: Plan and check, write nothing.
         threads: By default one for each core.
         max_memory: Bytes, or a size such as `1GiB`: anonymous memory at most.
+        digest: Put the digest of each of the output's tensors into its manifest.
         executor: `local`, `ray` or `ray://HOST:PORT`.
         progress: What is told how far it is.
 
@@ -123,6 +126,8 @@ def split(
         plans = [work.adapter_plan()]
         if remainder is not None:
             plans.append(work.remainder_plan(destination(remainder)))
+        told = ManifestInput("source", printable_name(source), work.fingerprint)
+        plans = [with_manifest(plan, "split", [told], digest=digest) for plan in plans]
         for plan in plans:
             check_destination(plan, inputs, force=force)
         _check_apart(plans)

@@ -16,6 +16,7 @@ from ckpt_tools.distributed.opening import Opened, open_whole
 from ckpt_tools.distributed.rank_outputs import plan_ranks
 from ckpt_tools.distributed.replicas import compare_replicas, compare_unlisted, sample_replicas
 from ckpt_tools.distributed.scattering import Scattered, scatter
+from ckpt_tools.fingerprint import fingerprint
 from ckpt_tools.formats import check_crc
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.layout import Strategy, read_strategy
@@ -29,10 +30,11 @@ from ckpt_tools.tensors.views import Cast
 from ckpt_tools.writing.destination import check_destination, check_room, destination
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.finite import refuse_overflow
+from ckpt_tools.writing.manifest import ManifestInput
 from ckpt_tools.writing.memory import Budget, make_budget
 from ckpt_tools.writing.outputs import Changes, OutputOptions, default_output, plan_output
 from ckpt_tools.writing.parts import parse_ranks, part_of
-from ckpt_tools.writing.plan import Plan
+from ckpt_tools.writing.plan import Plan, with_manifest
 from ckpt_tools.writing.write import Outcome, execute
 from surgery.errors import MismatchError, PetSurgeryError, Problem, UsageError
 from surgery.states import is_training_scalar, split_optimizer_state
@@ -70,6 +72,7 @@ def transform(
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
+    digest: bool = True,
     executor: str = "local",
     progress: Progress = SILENT,
 ) -> TransformReport:
@@ -104,6 +107,7 @@ def transform(
         dry_run: Plan and check, write nothing.
         threads: By default one for each core.
         max_memory: Bytes, or a size such as `1GiB`: anonymous memory at most.
+        digest: Put the digest of each of the output's tensors into its manifest.
         executor: `local`, `ray` or `ray://HOST:PORT`: who writes the files. Threads and memory are then each worker's.
         progress: What is told how far it is.
 
@@ -147,6 +151,8 @@ def transform(
         plan = plan_output(opened.base, list(whole.tensors.items()), options, changes)
     else:
         plan = plan_ranks(opened.base, whole.tensors, scattered, options, prefix, metadata)
+    told = ManifestInput("source", metadata["pet_surgery.source"], fingerprint(opened.base.tensors))
+    plan = with_manifest(plan, "transform", [told], digest=digest)
     part = part_of(plan, selected, 0 if scattered is None else scattered.strategy.ranks)
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
     inputs = [source, *(strategy.path for strategy in strategies if strategy is not None)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ckpt_tools.sizes import format_size
 from ckpt_tools.writing.atomic import refuse_existing
+from ckpt_tools.writing.manifest import is_manifest
 from ckpt_tools.writing.plan import Plan
 from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
 
@@ -53,6 +54,7 @@ def check_destination(plan: Plan, inputs: Iterable[Path], *, force: bool) -> Non
             raise UsageError(Problem(f"-o {output}", f"it would become a part of the input {path}", "another folder"))
         if output.exists() and (path.samefile(output) or output.resolve() in path.resolve().parents):
             raise UsageError(Problem(f"-o {output}", f"it is, or holds, the input {path}", "a path of its own"))
+    _check_manifest_beside(plan, paths, force=force)
     if not force:
         refuse_existing(output)
     elif os.path.lexists(output):
@@ -68,6 +70,19 @@ def check_room(output: Path, needed_bytes: int, free_bytes: int) -> None:
     if needed_bytes > free_bytes:
         needed, free = format_size(needed_bytes), format_size(free_bytes)
         raise ResourceError(Problem(str(output), f"{free} free", f"room for {needed}", "Choose another place with -o"))
+
+
+def _check_manifest_beside(plan: Plan, inputs: Iterable[Path], *, force: bool) -> None:
+    """The manifest of an output that is not there any more, or is replaced, may go; no other file may."""
+    if plan.beside is None:
+        return
+    path = plan.output.parent / plan.beside.name
+    if not os.path.lexists(path):
+        return
+    if any(one.exists() and path.exists() and path.samefile(one) for one in inputs):
+        raise UsageError(Problem(f"-o, {path}", "it would be replaced, and is an input", "a path of its own"))
+    if not path.is_file() or path.is_symlink() or not (force or is_manifest(path)):
+        raise OutputExistsError(Problem(str(path), "it exists already", "a free path", "Choose another place with -o"))
 
 
 def _check_replaceable(plan: Plan) -> None:

@@ -15,6 +15,7 @@ from ckpt_tools.progress import Progress
 from ckpt_tools.tensors.crc import Piece
 from ckpt_tools.tensors.sources import MAX_OPEN_SOURCES
 from ckpt_tools.writing.atomic import Workspace
+from ckpt_tools.writing.digests import Digests
 from ckpt_tools.writing.file_job import FileJob, Measured, save_measured
 from ckpt_tools.writing.interrupts import HeldInterrupts
 from ckpt_tools.writing.linux import open_files_limit
@@ -44,12 +45,14 @@ class Written:
         size: Bytes.
         measured: What was measured of its computed tensors.
         read: What another process read for it of watched inputs, by their paths.
+        digests: The digests that another process made of tensors that it holds whole.
     """
 
     name: str
     size: int
     measured: Measured
     read: Mapping[str, Sequence[Piece]] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 class Executor(Protocol):
@@ -61,6 +64,7 @@ class Executor(Protocol):
         workspace: Workspace,
         budget: Budget,
         progress: Progress,
+        digests: Digests,
         held: HeldInterrupts,
     ) -> list[Written]:
         """Complete files in a workspace; when this ends, well or not, nothing writes there any more.
@@ -145,6 +149,7 @@ class _Threads:
         workspace: Workspace,
         budget: Budget,
         progress: Progress,
+        digests: Digests,
         held: HeldInterrupts,
     ) -> list[Written]:
         written: list[Written] = []
@@ -155,7 +160,7 @@ class _Threads:
             written.append(result)
 
         for batch in _batches(files, max(open_files_limit() - _OTHER_FILES, _FEWEST_FILES)):
-            jobs = [FileJob(file, workspace.new_part(), budget, progress, keep) for file in batch]
+            jobs = [FileJob(file, workspace.new_part(), budget, progress, digests, keep) for file in batch]
             fill_files(jobs, budget, held)
         return written
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,14 +18,15 @@ from ckpt_tools.formats.ckpt import crc_trailer
 from ckpt_tools.formats.model import Payload
 from ckpt_tools.progress import Progress
 from ckpt_tools.tensors.crc import crc32
-from ckpt_tools.tensors.lazy import LazyTensor, Region, Statistics, bands, region_shape
+from ckpt_tools.tensors.lazy import LazyTensor, Region, Statistics, bands, byte_stretches, region_shape
 from ckpt_tools.tensors.views import Sliced, unreshaped
 from ckpt_tools.writing.atomic import Workspace
 from ckpt_tools.writing.copying import WRITEBACK_BYTES, Copy, coalesce, copies_of, copy_range, group, write_at
+from ckpt_tools.writing.digests import Digests
 from ckpt_tools.writing.linux import preallocate, start_writeback
 from ckpt_tools.writing.memory import Budget
-from ckpt_tools.writing.plan import OutputFile
-from ckpt_tools.writing.sharing import Share, meeting
+from ckpt_tools.writing.plan import OutputFile, whole_of
+from ckpt_tools.writing.sharing import Share, Taker, meeting
 
 __all__ = ["FileJob", "Measured", "Task", "add_up", "load_measured", "save_measured", "share_tasks"]
 
@@ -37,7 +39,7 @@ once."""
 _CRC_CHUNK = 4 * 2**20
 
 # What is read at once for several files: in each of a few of them it is a stretch that is worth a call.
-_SHARED_BYTES = 2**20
+_SHARED_BYTES = 4 * 2**20
 
 
 class FileJob:
@@ -48,16 +50,24 @@ class FileJob:
         part: Where it grows: a free path in a folder that is there.
         budget: How much is read at a time.
         progress: What is told how far it is.
+        digests: What is told of the tensors' content.
         keep: What is done with it when it is written, synced and closed.
     """
 
     def __init__(
-        self, entry: OutputFile, part: Path, budget: Budget, progress: Progress, keep: Callable[[FileJob], None]
+        self,
+        entry: OutputFile,
+        part: Path,
+        budget: Budget,
+        progress: Progress,
+        digests: Digests,
+        keep: Callable[[FileJob], None],
     ) -> None:
         self.entry = entry
         self.part = part
         self._budget = budget
         self._progress = progress
+        self.digests = digests
         self._keep = keep
         self._layout = entry.layout()
         self.size = self._layout.size + (len(crc_trailer(0)) if entry.crc else 0)
@@ -95,6 +105,14 @@ class FileJob:
         for offset, low, high in self._places(index, start, start + len(data)):
             write_at(self._open(), data[low - start : high - start], offset)
 
+    def digest(self, index: int, start: int, data: memoryview) -> None:
+        """Take note of bytes of a tensor's content, from byte `start` of it on; of a slice where it is one stretch."""
+        name, tensor = self.entry.tensors[index]
+        whole, region = whole_of(self.entry, tensor)
+        begin = _only_stretch(whole, region)
+        if begin is not None:
+            self.digests.add(name, whole, begin + start, data)
+
     def start_writeback(self, index: int, start: int, stop: int) -> None:
         """Let the disk begin with bytes of a tensor's content that were written."""
         for offset, low, high in self._places(index, start, stop):
@@ -130,6 +148,10 @@ class FileJob:
         self.end_task(task())
 
     def _finish(self) -> None:
+        if self.entry.manifest is not None:
+            manifest = replace(self.entry.manifest, digests=self.digests.complete())
+            for offset, data in replace(self.entry, manifest=manifest).layout().literals:
+                write_at(self._descriptor, memoryview(data), offset)
         if self.entry.crc:
             self._progress.advance(_append_crc(self._descriptor, self._layout.size))
         os.fsync(self._descriptor)
@@ -143,7 +165,8 @@ class FileJob:
             if index in self._shared:
                 continue
             tensor = self.entry.tensors[index][1]
-            if tensor.byte_runs() is not None:
+            # The kernel copies, unless somebody has to see the bytes.
+            if not self.digests.wanted and tensor.byte_runs() is not None:
                 copies.extend(copies_of(tensor, payloads))
                 continue
             computed = unreshaped(tensor)
@@ -153,6 +176,9 @@ class FileJob:
             yield partial(self._copy, pieces)
 
     def _write_literals(self) -> int:
+        for name, tensor in self.entry.tensors:
+            if not tensor.size:  # no task comes by
+                self.digests.add(name, whole_of(self.entry, tensor)[0], 0, memoryview(b""))
         descriptor = self._open()  # a .ckpt without tensors has no literals either, and is a file all the same
         for offset, data in self._layout.literals:
             write_at(descriptor, memoryview(data), offset)
@@ -166,9 +192,11 @@ class FileJob:
             for values in tensor.pieces(region, statistics):
                 data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
                 self.write(index, end, data)
+                self.digest(index, end, data)
                 end += len(data)
         self.start_writeback(index, begin, end)
-        self.measure(index, _moved(region, tensor.region) if isinstance(tensor, Sliced) else region, statistics)
+        if statistics != Statistics():
+            self.measure(index, _moved(region, tensor.region) if isinstance(tensor, Sliced) else region, statistics)
         return end - begin
 
     def _copy(self, pieces: list[Copy]) -> int:
@@ -209,6 +237,7 @@ def _fill(share: Share, jobs: Sequence[FileJob], region: Region, number: int) ->
         values = share.tensor.read(region, statistics)
     # Counted once, however many files take of it.
     jobs[takers[0].file].measure(takers[0].index, region, statistics)
+    _digest_shared(share, takers, jobs, region, values)
     # Each band begins with another file, as threads that write to the same one wait for each other.
     for taker in takers[number % len(takers) :] + takers[: number % len(takers)]:
         met = meeting(share, taker, region)
@@ -218,10 +247,27 @@ def _fill(share: Share, jobs: Sequence[FileJob], region: Region, number: int) ->
         done = end = 0
         for start, length in stretches:
             jobs[taker.file].write(taker.index, start, content[done : done + length])
+            if jobs[taker.file].entry.rank is None:
+                jobs[taker.file].digest(taker.index, start, content[done : done + length])
             done, end = done + length, start + length
         if end == math.prod(region_shape(taker.region)) * share.tensor.dtype.itemsize:
             jobs[taker.file].start_writeback(taker.index, 0, end)
         jobs[taker.file].end_task(done)
+
+
+def _digest_shared(
+    share: Share, takers: Sequence[Taker], jobs: Sequence[FileJob], region: Region, values: np.ndarray
+) -> None:
+    """Take note of a band of a tensor of which ranks hold slices: it is a stretch of the whole, as slices are not."""
+    begin = _only_stretch(share.tensor, region)
+    if begin is None or not jobs[takers[0].file].digests.wanted:
+        return
+    content = values.reshape(-1).view(np.uint8).data
+    names = dict.fromkeys(
+        job.entry.tensors[taker.index][0] for taker in takers if (job := jobs[taker.file]).entry.rank is not None
+    )
+    for name in names:
+        jobs[takers[0].file].digests.add(name, share.tensor, begin, content)
 
 
 def load_measured(workspace: Workspace, name: str) -> Measured | None:
@@ -259,6 +305,12 @@ def _statistics_file(workspace: Workspace, name: str) -> Path:
 def _moved(region: Region, place: Region) -> Region:
     """A rectangle of a rectangle, as one of the whole."""
     return tuple((low + start, low + stop) for (start, stop), (low, _) in zip(region, place, strict=True))
+
+
+def _only_stretch(whole: LazyTensor, region: Region) -> int | None:
+    """Where in the content of the whole a rectangle of it begins, in bytes; None where it is not one stretch."""
+    stretches = list(itertools.islice(byte_stretches(whole.shape, region, whole.dtype.itemsize), 2))
+    return stretches[0][0] if len(stretches) == 1 else None
 
 
 def _flat_start(shape: tuple[int, ...], region: Region) -> int:

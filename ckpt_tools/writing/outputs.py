@@ -10,11 +10,12 @@ from pathlib import Path
 from ckpt_tools.formats import Checkpoint, index_json, index_name, plan_shards, weights_name
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.tensors.sources import open_source
+from ckpt_tools.writing.manifest import MANIFEST_KEY
 from ckpt_tools.writing.plan import Entry, OutputBytes, OutputCopy, OutputFile, Plan
 from surgery.documents import read_json
 from surgery.errors import Problem, UsageError
 
-__all__ = ["Changes", "OutputOptions", "default_output", "plan_output"]
+__all__ = ["Changes", "OutputOptions", "carried_metadata", "default_output", "plan_output"]
 
 _SUFFIXES = {".ckpt": "ckpt", ".safetensors": "safetensors"}
 
@@ -98,14 +99,19 @@ def plan_output(base: Checkpoint, tensors: Sequence[NamedTensor], options: Outpu
         entries += _companions(base, changes)
     extension = f".{format}"
     if [name for name, _ in shards] != [weights_name(extension)]:
-        entries.append(OutputBytes(index_name(extension), index_json(shards, base.metadata)))
+        entries.append(OutputBytes(index_name(extension), index_json(shards, carried_metadata(base.metadata))))
     return Plan(options.path, True, tuple(entries))
+
+
+def carried_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What of a checkpoint's metadata holds for what is made of it: not what speaks of its own bytes."""
+    return {key: value for key, value in metadata.items() if key not in ("total_size", MANIFEST_KEY)}
 
 
 def _metadata(base: Checkpoint, format: str, changes: Changes) -> dict[str, str]:
     if format == "ckpt":
         return {}
-    kept = {key: value for key, value in base.metadata.items() if key != "total_size"}
+    kept = carried_metadata(base.metadata)
     # MindSpore writes "ms", Hugging Face "pt"; transformers refuses files that say neither.
     default = "pt" if base.format == "safetensors" else "ms"
     return {"format": default, **kept, **changes.metadata}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,9 +18,14 @@ from ckpt_tools.formats.safetensors import layout_safetensors
 from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Region, full_region, region_shape
 from ckpt_tools.tensors.sources import Source
 from ckpt_tools.tensors.views import Sliced
+from ckpt_tools.writing.manifest import MANIFEST_KEY, MANIFEST_NAME, Manifest, ManifestInput, ManifestTensor
 from surgery.version import __version__
 
-__all__ = ["Entry", "OutputBytes", "OutputCopy", "OutputFile", "Plan"]
+__all__ = ["Entry", "OutputBytes", "OutputCopy", "OutputFile", "OutputManifest", "Plan", "whole_of", "with_manifest"]
+
+_IDENTITY = re.compile(
+    r"Source\(path=(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"), size=(\d+), mtime_ns=-?\d+, inode=\d+, device=\d+\)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,7 @@ class OutputFile:
         metadata: Strings beside the tensors; `.ckpt` has no place for them.
         crc: Whether a `.ckpt` ends with a CRC-32 trailer.
         rank: The rank whose slices it holds; None for a file that is no rank's.
+        manifest: The manifest that is part of its metadata; None where it lies elsewhere.
     """
 
     name: str
@@ -41,6 +48,7 @@ class OutputFile:
     metadata: Mapping[str, str] = field(default_factory=dict)
     crc: bool = False
     rank: int | None = None
+    manifest: Manifest | None = None
 
     def layout(self) -> FileLayout:
         """Where every byte of the file comes from.
@@ -50,7 +58,8 @@ class OutputFile:
         """
         if self.format == "ckpt":
             return layout_ckpt(self.tensors)
-        return layout_safetensors(self.tensors, self.metadata)
+        manifest = {} if self.manifest is None else {MANIFEST_KEY: self.manifest.to_text()}
+        return layout_safetensors(self.tensors, {**self.metadata, **manifest})
 
     def nbytes(self) -> int:
         """Bytes of the whole file."""
@@ -73,7 +82,15 @@ class OutputBytes:
     data: bytes
 
 
-Entry = OutputFile | OutputCopy | OutputBytes
+@dataclass(frozen=True, slots=True)
+class OutputManifest:
+    """A manifest in a file of its own, whose digests are known when all else is written."""
+
+    name: str
+    manifest: Manifest
+
+
+Entry = OutputFile | OutputCopy | OutputBytes | OutputManifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +101,32 @@ class Plan:
         output: Where the output will lie: a file, or a folder with the entries in it.
         is_folder: Which of the two.
         entries: What is written, in order; what makes a folder complete (index, configuration) comes last.
+        beside: The manifest of a single file that cannot hold it; it lies in the same folder.
     """
 
     output: Path
     is_folder: bool
     entries: tuple[Entry, ...]
+    beside: OutputManifest | None = None
 
     def files(self) -> Iterator[OutputFile]:
         """The checkpoint files."""
         return (entry for entry in self.entries if isinstance(entry, OutputFile))
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest, wherever it is to lie."""
+        places = (*self.entries, *([] if self.beside is None else [self.beside]))
+        return next((m for place in places if (m := getattr(place, "manifest", None)) is not None), None)
+
+    def with_identity(self) -> Plan:
+        """The same plan, whose manifest has the plan's digest, without where its inputs lie and when they were made."""
+        if self.manifest is None:
+            return self
+        # Nor what a single file is called: two runs on the same inputs give equal files.
+        plan = self if self.is_folder else replace(self, entries=tuple(replace(one, name="") for one in self.entries))
+        digest = plan._digest(lambda text: _IDENTITY.sub(r"Source(\1)", text))
+        return _place(self, replace(self.manifest, plan=digest))
 
     def of_ranks(self, ranks: Container[int]) -> Plan:
         """The part of this plan that is the files of some ranks; what makes the output complete is in no part."""
@@ -132,10 +166,13 @@ class Plan:
 
     def digest(self) -> str:
         """SHA-256 over all that decides the output's bytes, the inputs' identity and this project's version too."""
+        return self._digest(str)
+
+    def _digest(self, simplified: Callable[[str], str]) -> str:
         digest = hashlib.sha256(f"{__version__}\n{self.is_folder}\n".encode())
         known: dict[int, str] = {}
         for entry in self.entries:
-            digest.update(f"{_text(entry, known)}\n".encode("utf-8", "surrogatepass"))
+            digest.update(f"{_text(entry, known, simplified)}\n".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def _wholes(self) -> Iterable[tuple[LazyTensor, set[Region]]]:
@@ -147,10 +184,53 @@ class Plan:
         return found.values()
 
 
-def _text(entry: Entry, known: dict[int, str]) -> str:
+def whole_of(file: OutputFile, tensor: LazyTensor) -> tuple[LazyTensor, Region]:
+    """The tensor that a file holds or that it holds a slice of, and which: only files of ranks hold slices."""
+    if file.rank is not None and isinstance(tensor, Sliced):
+        return tensor.source, tensor.region
+    return tensor, full_region(tensor.shape)
+
+
+def with_manifest(plan: Plan, command: str, inputs: Iterable[ManifestInput], *, digest: bool) -> Plan:
+    """A plan whose output says what it was made of.
+
+    Args:
+        plan: The complete plan.
+        command: Which command made it.
+        inputs: What went in.
+        digest: Whether the manifest has the tensors' digests.
+    """
+    wholes: dict[str, LazyTensor] = {}
+    for file in plan.files():
+        for name, tensor in file.tensors:
+            if name not in wholes:
+                wholes[name] = whole_of(file, tensor)[0]
+    manifest = Manifest(
+        command,
+        tuple(inputs),
+        next(plan.files()).format,
+        tuple(file.name for file in plan.files()) if plan.is_folder else (),
+        tuple(ManifestTensor(name, tensor.dtype.name, tensor.shape) for name, tensor in wholes.items()),
+        tuple(entry.name for entry in plan.entries if isinstance(entry, OutputBytes | OutputCopy)),
+        digest,
+    )
+    return _place(plan, manifest)
+
+
+def _place(plan: Plan, manifest: Manifest) -> Plan:
+    if plan.is_folder:
+        entries = tuple(entry for entry in plan.entries if not isinstance(entry, OutputManifest))
+        return replace(plan, entries=(*entries, OutputManifest(MANIFEST_NAME, manifest)))
+    (file,) = plan.files()
+    if file.format == "safetensors":
+        return replace(plan, entries=(replace(file, manifest=manifest),))
+    return replace(plan, beside=OutputManifest(f"{plan.output.stem}.{MANIFEST_NAME}", manifest))
+
+
+def _text(entry: Entry, known: dict[int, str], simplified: Callable[[str], str]) -> str:
     """An entry as text; a tensor of which many files hold a slice is spelled out once, and then named by its digest."""
     if not isinstance(entry, OutputFile):
-        return repr(entry)
+        return simplified(repr(entry))
     parts = [repr(replace(entry, tensors=()))]
     for name, tensor in entry.tensors:
         regions = []
@@ -158,7 +238,8 @@ def _text(entry: Entry, known: dict[int, str]) -> str:
             regions.append(tensor.region)
             tensor = tensor.source
         if id(tensor) not in known:
-            known[id(tensor)] = hashlib.sha256(repr(tensor).encode("utf-8", "surrogatepass")).hexdigest()
+            text = simplified(repr(tensor))
+            known[id(tensor)] = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         parts.append(f"{name!r} {regions} {known[id(tensor)]}")
     return "\n".join(parts)
 
@@ -170,10 +251,12 @@ def _entry_sizes(entries: Iterable[Entry]) -> Iterator[int]:
         if isinstance(entry, OutputFile):
             # A name has one type in a plan: its slices are of one tensor.
             shapes = tuple((name, tensor.shape) for name, tensor in entry.tensors)
-            key = hash((entry.format, entry.crc, tuple(entry.metadata.items()), shapes))
+            key = hash((entry.format, entry.crc, entry.manifest is None, tuple(entry.metadata.items()), shapes))
             if key not in known:
                 known[key] = entry.nbytes()
             yield known[key]
+        elif isinstance(entry, OutputManifest):
+            yield len(entry.manifest.to_bytes())
         else:
             yield entry.source.size if isinstance(entry, OutputCopy) else len(entry.data)
 

@@ -20,6 +20,7 @@ from typing import Any
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.tensors.sources import add_reads
 from ckpt_tools.writing.atomic import Workspace
+from ckpt_tools.writing.digests import Digests
 from ckpt_tools.writing.executors import Written, keep_file
 from ckpt_tools.writing.interrupts import HeldInterrupts
 from ckpt_tools.writing.memory import Budget
@@ -54,6 +55,7 @@ class RayExecutor:
         workspace: Workspace,
         budget: Budget,
         progress: Progress,
+        digests: Digests,
         held: HeldInterrupts,
     ) -> list[Written]:
         """Complete files in a workspace, as an `Executor` does.
@@ -63,7 +65,7 @@ class RayExecutor:
                 cluster has no CPUs, or ended.
         """
         try:
-            return self._write(files, workspace, budget, progress, held)
+            return self._write(files, workspace, budget, progress, digests, held)
         except self._ray.exceptions.RayTaskError:
             raise  # of a bug, with its traceback
         except self._ray.exceptions.RayError as error:
@@ -80,10 +82,11 @@ class RayExecutor:
         workspace: Workspace,
         budget: Budget,
         progress: Progress,
+        digests: Digests,
         held: HeldInterrupts,
     ) -> list[Written]:
         tally = None if progress is SILENT else Tally(self._ray, progress)
-        crew = Crew(self._ray, workspace, budget, tally, owns_processes=self._is_own)
+        crew = Crew(self._ray, workspace, budget, tally, owns_processes=self._is_own, with_digests=digests.wanted)
         waiting = deque(Attempt(file, 1, workspace.new_part()) for file in files)
         written: list[Written] = []
         try:
@@ -95,6 +98,7 @@ class RayExecutor:
                     if isinstance(answer, Written):
                         self._take_over(workspace, attempt, answer)
                         add_reads(answer.read)
+                        digests.add_complete(answer.digests)
                         written.append(answer)
                         if tally is not None:
                             tally.complete(answer.name, answer.size)

@@ -61,13 +61,21 @@ class Crew:
     """The tasks under way."""
 
     def __init__(
-        self, ray: Any, workspace: Workspace, budget: Budget, tally: Tally | None, *, owns_processes: bool
+        self,
+        ray: Any,
+        workspace: Workspace,
+        budget: Budget,
+        tally: Tally | None,
+        *,
+        owns_processes: bool,
+        with_digests: bool,
     ) -> None:
         self._ray = ray
         self._workspace = workspace
         self._budget = budget
         self._tally = tally
         self._owns_processes = owns_processes
+        self._with_digests = with_digests
         self._fill = ray.remote(_make_task())
         self.running: dict[Any, Attempt] = {}
 
@@ -83,7 +91,9 @@ class Crew:
         if watched:
             plan = Plan(self._workspace.output, True, (attempt.file,))
             watched &= {source.path for source in plan.sources()}
-        order = Order(self._workspace, attempt.part, budget, attempt.file, self._owns_processes, watched)
+        order = Order(
+            self._workspace, attempt.part, budget, attempt.file, self._owns_processes, watched, self._with_digests
+        )
         report = None if self._tally is None else self._tally.reporter(attempt.file.name)
         # A lost task is given away again here, not by Ray: each attempt has a place of its own.
         task = self._fill.options(

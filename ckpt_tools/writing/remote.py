@@ -19,6 +19,7 @@ from typing import Any
 
 from ckpt_tools.tensors.sources import Source, check_unchanged, close_sources, watch_reads
 from ckpt_tools.writing.atomic import Workspace
+from ckpt_tools.writing.digests import Digests
 from ckpt_tools.writing.executors import Written
 from ckpt_tools.writing.file_job import FileJob
 from ckpt_tools.writing.interrupts import HeldInterrupts
@@ -50,6 +51,7 @@ class Order:
         file: The plan of the file.
         owns_process: Whether the process that fills it has nothing else to do.
         watched: Paths of inputs of which the answer tells what was read.
+        with_digests: Whether the answer tells the digests of tensors.
     """
 
     workspace: Workspace
@@ -58,6 +60,7 @@ class Order:
     file: OutputFile
     owns_process: bool = False
     watched: frozenset[str] = frozenset()
+    with_digests: bool = False
 
     def to_bytes(self) -> bytes:
         """The order as it travels."""
@@ -105,14 +108,15 @@ def _fill(order: Order, report: Callable[[int], None]) -> Written:
         raise not_shared(order.workspace.folder, socket.gethostname())
     if order.owns_process:
         keep_freed_memory()
-    job = FileJob(order.file, order.part, order.budget, _Reports(report), keep=lambda job: None)
+    digests = Digests(wanted=order.with_digests)
+    job = FileJob(order.file, order.part, order.budget, _Reports(report), digests, keep=lambda job: None)
     sources = Plan(order.workspace.output, True, (order.file,)).sources()
     with watch_reads(source for source in sources if source.path in order.watched) as watched:
         fill_files([job], order.budget, HeldInterrupts())
     for source in sources:
         check_unchanged(source)
     read = {source.path: pieces.pieces() for source, pieces in watched.items()}
-    return Written(order.file.name, job.size, job.measured(), read)
+    return Written(order.file.name, job.size, job.measured(), read, digests.complete())
 
 
 def _travel(source: Source) -> tuple[Callable[..., Source], tuple[str, int, int, int, int]]:

@@ -6,8 +6,10 @@ import errno
 import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from blake3 import blake3
 
 from ckpt_tools.formats.ckpt import check_read_crc
 from ckpt_tools.progress import SILENT, Progress
@@ -15,13 +17,15 @@ from ckpt_tools.tensors.crc import CrcPieces
 from ckpt_tools.tensors.lazy import Statistics
 from ckpt_tools.tensors.sources import Source, check_unchanged, close_sources, watch_reads
 from ckpt_tools.writing.atomic import Workspace
+from ckpt_tools.writing.beside import write_beside
 from ckpt_tools.writing.claims import claim_output, claim_part
 from ckpt_tools.writing.copying import Copy, copy_range, write_at
+from ckpt_tools.writing.digests import Digests, digest_tensors, written_tensors
 from ckpt_tools.writing.executors import Executor, connect_executor
 from ckpt_tools.writing.file_job import Measured, add_up, load_measured
 from ckpt_tools.writing.interrupts import HeldInterrupts, hold_interrupts
 from ckpt_tools.writing.memory import Budget
-from ckpt_tools.writing.plan import OutputBytes, OutputCopy, OutputFile, Plan
+from ckpt_tools.writing.plan import OutputBytes, OutputCopy, OutputFile, OutputManifest, Plan
 from surgery.errors import PetSurgeryError, Problem, ResourceError
 
 __all__ = ["Outcome", "execute"]
@@ -93,12 +97,13 @@ def execute(
     claim_it = claim_output if part is None else claim_part
     claim = claim_it(plan.output, plan.digest(), is_folder=plan.is_folder, force=force)
     filler = connect_executor(executor)  # which may take a while, and nothing is there yet that would have to go
+    identified = plan.with_identity()
     with hold_interrupts() as held, closing(filler), claim as workspace:
         if part is not None:
             held.consequence = "what was complete is kept"
         try:
             with watch_reads(crc or {}) as watched:
-                _write_entries(part or plan, workspace, filler, budget, progress, outcome, held)
+                digests = _write_entries(part or identified, workspace, filler, budget, progress, outcome, held)
             try:
                 _check_inputs(part or plan, crc or {}, watched, outcome)
                 approve(outcome)
@@ -113,6 +118,9 @@ def execute(
             close_sources()
         held.raise_pending()
         try:
+            if part is None and identified.beside is not None:
+                name, manifest = identified.beside.name, identified.beside.manifest
+                write_beside({plan.output.parent / name: replace(manifest, digests=digests).to_bytes()})
             workspace.sync() if part is not None else workspace.publish()
         except OSError as error:
             raise _failed(plan.output, error) from error
@@ -146,7 +154,10 @@ def _write_entries(
     progress: Progress,
     outcome: Outcome,
     held: HeldInterrupts,
-) -> None:
+) -> Mapping[str, str]:
+    """Write a plan's files and what comes with them; the digests of the tensors, where its manifest wants them."""
+    manifest = plan.manifest
+    digests = Digests(wanted=manifest is not None and manifest.has_digests)
     files: list[OutputFile] = []
     measured: dict[str, Measured] = {}
     for file in plan.files():
@@ -158,16 +169,44 @@ def _write_entries(
             outcome.resumed.append(file.name)
     progress.start(sum(file.nbytes() for file in files), "writing")
     if files:
-        for written in filler.write(files, workspace, budget, progress, held):
+        for written in filler.write(files, workspace, budget, progress, digests, held):
             measured[written.name] = written.measured
             outcome.bytes_written += written.size
             outcome.written.append(written.name)
     for file in plan.files():
         outcome.add(measured[file.name])  # in the plan's order, whichever was done first
+    found = digests.complete()
+    if digests.wanted and (plan.is_folder or plan.beside is not None):
+        found |= _digest_unseen(plan, workspace, found, budget, progress, held)
+    companions: dict[str, str] = {}
     for entry in plan.entries:
-        if not isinstance(entry, OutputFile):
-            held.raise_pending()
-            outcome.bytes_written += _write_companion(workspace, entry)
+        if isinstance(entry, OutputFile):
+            continue
+        held.raise_pending()
+        if isinstance(entry, OutputManifest):
+            manifest = replace(entry.manifest, digests=found, companion_digests=companions)
+            outcome.bytes_written += _write_companion(workspace, OutputBytes(entry.name, manifest.to_bytes()))
+            continue
+        outcome.bytes_written += _write_companion(workspace, entry)
+        if digests.wanted:
+            companions[entry.name] = blake3().update_mmap(workspace.content / entry.name).hexdigest()
+    return found
+
+
+def _digest_unseen(
+    plan: Plan,
+    workspace: Workspace,
+    known: Mapping[str, str],
+    budget: Budget,
+    progress: Progress,
+    held: HeldInterrupts,
+) -> dict[str, str]:
+    """Digests of what other runs wrote, or other machines in slices: it is read again."""
+    unseen = {name for name, _ in plan.tensors() if name not in known}
+    if not unseen:
+        return {}
+    held.raise_pending()
+    return digest_tensors(written_tensors(plan.files(), unseen, workspace.content), budget, progress)
 
 
 def _write_companion(workspace: Workspace, entry: OutputBytes | OutputCopy) -> int:

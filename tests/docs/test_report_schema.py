@@ -12,7 +12,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from ckpt_tools import inject, merge, save_checkpoint, split, transform
+from ckpt_tools import inject, inspect_checkpoint, merge, save_checkpoint, split, transform
 from ckpt_tools.reports import Report
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -48,6 +48,7 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Report
         "split": cut,
         "merge": merged,
         "merge, dry": dry,
+        "inspect": inspect_checkpoint("adapter.safetensors", "merged.safetensors", spectra=True),
         "transform": transform("base.safetensors", output="whole.ckpt"),
     }
 

@@ -224,6 +224,12 @@ Merge = Callable[..., MergeReport]
 """The fixture `merged`: merge the adapter of `PAIRS`, with alpha 8, into a base."""
 
 
+def with_manifest_of(output: str) -> list[str]:
+    """The names of a single file and of the manifest that lies beside it; a `.safetensors` has it within."""
+    path = Path(output)
+    return sorted([path.name, *([f"{path.stem}.pet-manifest.json"] if path.suffix == ".ckpt" else [])])
+
+
 def names_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 

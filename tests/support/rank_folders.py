@@ -57,7 +57,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def read_ranks(folder: Path) -> list[dict[str, np.ndarray]]:
     """What each rank's file holds."""
-    count = len(list(folder.iterdir()))
+    count = len(list(folder.glob("rank_*")))
     return [read_arrays(next((folder / f"rank_{rank}").iterdir())) for rank in range(count)]
 
 

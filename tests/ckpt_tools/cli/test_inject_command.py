@@ -55,7 +55,12 @@ def test_an_injection_prints_a_summary_and_exits_0(command: Command, tmp_path: P
     ]
     assert len(lines) == 6
     assert names_of(tmp_path) == [
-        *("base.ckpt", "out.adapter_config.json", "out.ckpt", "out.trainable_parameters.json", "run.yaml"),
+        "base.ckpt",
+        "out.adapter_config.json",
+        "out.ckpt",
+        "out.pet-manifest.json",
+        "out.trainable_parameters.json",
+        "run.yaml",
     ]
 
 

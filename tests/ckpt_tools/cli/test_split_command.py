@@ -42,7 +42,7 @@ def test_a_split_prints_a_summary_and_goes_beside_by_default(command: Command, t
         "  dropped    16 optimizer state, 2 training scalar",
     ]
     assert lines[5].startswith("  wrote      ")
-    assert names_of(tmp_path / "tuned-adapter") == ["adapter_config.json", "adapter_model.ckpt"]
+    assert names_of(tmp_path / "tuned-adapter") == ["adapter_config.json", "adapter_model.ckpt", "pet-manifest.json"]
 
 
 def test_a_dry_run_writes_nothing(command: Command, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_transform_prints_a_summary_and_exits_0(tmp_path: Path) -> None:
     assert lines[0] == "transformed in -> out"
     assert lines[1] == "  layout     4 ranks (src.ckpt), step 3_2 -> 2 ranks (dst.ckpt)"
     assert lines[2] == "  tensors    4; 3 of them cut otherwise"
-    assert "2 files" in lines[3]
+    assert "3 files" in lines[3]
     assert len(lines) == 4
 
 
@@ -110,7 +110,7 @@ def test_every_option_reaches_the_transform(command: Command, tmp_path: Path) ->
         *("--check-replicas", "--allow-nonfinite", "-o", "out", "--threads", "1", "--max-memory", "1GiB", "--json"),
     )
     assert (code, err) == (0, "")
-    assert json.loads(out)["files"] == ["rank_0/x_0.safetensors", "rank_1/x_1.safetensors"]
+    assert json.loads(out)["files"] == ["rank_0/x_0.safetensors", "rank_1/x_1.safetensors", "pet-manifest.json"]
     code, out, _ = command("in", "--src-strategy", "src.ckpt", "-o", "whole", "--max-shard-size", "100B", "--json")
     assert code == 0
     assert len(json.loads(out)["files"]) > 2

@@ -18,6 +18,7 @@ from merge_cases import (
     hugging_face,
     names_of,
     tree,
+    with_manifest_of,
     write,
 )
 
@@ -100,14 +101,20 @@ def test_an_existing_output_is_refused_and_replaced_on_demand(tmp_path: Path, me
     second = contents(Path(output))
     assert second.keys() == first.keys()
     assert second != first
-    assert names_of(Path()) == [output]
+    assert names_of(Path()) == with_manifest_of(output)
 
 
 def test_a_replaced_folder_keeps_nothing_of_the_old_one(tmp_path: Path, merged: Merge) -> None:
     hf_folder(tmp_path / "base", shards=3)
     merged("base", output="out")
     merged("base", output="out", force=True, max_shard_size="1GB")
-    assert names_of(Path("out")) == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    assert names_of(Path("out")) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "pet-manifest.json",
+        "tokenizer.json",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["subfolder", "no weights", "file for a folder", "folder for a file"])
@@ -143,7 +150,7 @@ def test_missing_folders_above_the_output_are_made(tmp_path: Path, merged: Merge
     hf_folder(tmp_path / "base")
     merged("base", output=output)
     assert_all_merged(Path(output), hugging_face(BASE), HF_TERMS)
-    assert names_of(Path("new/deep")) == [Path(output).name]
+    assert names_of(Path("new/deep")) == with_manifest_of(output)
 
 
 @pytest.mark.parametrize("disguise", ["same", "relative", "hard link", "symlink", "folder", "folder above", "adapter"])

@@ -184,4 +184,4 @@ def test_a_prefix_names_the_ranks_files(tmp_path: Path) -> None:
     strategy = written(tmp_path / "dst", cut(BASE, (2,)))
     options = {"alpha": 8, "dst_strategy": strategy, "output": tmp_path / "out"}
     report = merge(tmp_path / "base.ckpt", tmp_path / "lora.ckpt", prefix="tuned_", **options)
-    assert report.files == ("rank_0/tuned_0.ckpt", "rank_1/tuned_1.ckpt")
+    assert report.files == ("rank_0/tuned_0.ckpt", "rank_1/tuned_1.ckpt", "pet-manifest.json")

@@ -21,6 +21,7 @@ from merge_cases import (
     peft,
     random,
     read,
+    with_manifest_of,
     write,
     write_folder,
     write_peft,
@@ -47,7 +48,7 @@ def test_the_output_lies_in_the_working_folder_and_is_named_after_the_base(
 ) -> None:
     write(tmp_path / base, BASE)
     report = merged(base, **options)
-    assert names_of(tmp_path / "work") == [name]
+    assert names_of(tmp_path / "work") == with_manifest_of(name)
     assert report.output == name
     assert open_checkpoint(name).format == report.format
     assert_all_merged(Path(name), BASE, TERMS)
@@ -56,7 +57,7 @@ def test_the_output_lies_in_the_working_folder_and_is_named_after_the_base(
 def test_a_base_with_an_unknown_suffix_gets_that_of_its_content(tmp_path: Path, merged: Merge) -> None:
     write(tmp_path / "base.ckpt", BASE).rename(tmp_path / "base.bin")
     merged("base.bin")
-    assert names_of(tmp_path / "work") == ["base-merged.ckpt"]
+    assert names_of(tmp_path / "work") == with_manifest_of("base-merged.ckpt")
 
 
 def test_the_output_of_the_working_folder_itself_has_that_folders_name(
@@ -90,6 +91,7 @@ def test_a_folder_in_the_other_format_has_the_names_that_loaders_look_for(
     stem = {"ckpt": "mindspore_model", "safetensors": "model"}[format]
     files = names_of(Path("out"))
     assert files.pop(files.index(f"{stem}.{format}.index.json"))
+    assert files.pop(files.index("pet-manifest.json"))
     assert len(files) > 2
     assert files == [f"{stem}-{n:05}-of-{len(files):05}.{format}" for n in range(1, len(files) + 1)]
     assert_all_merged(Path("out"), BASE, TERMS)
@@ -174,6 +176,7 @@ def test_the_other_files_of_a_folder_come_along_and_the_adapters_do_not(tmp_path
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
+        "pet-manifest.json",
         "tokenizer.json",
     ]
 

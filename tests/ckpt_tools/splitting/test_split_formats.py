@@ -186,7 +186,7 @@ def test_what_a_form_cannot_hold_is_refused(tmp_path: Path, delta: dict[str, np.
 def test_without_an_alpha_the_parameters_are_exported_with_a_warning(tmp_path: Path) -> None:
     report = split(combined(tmp_path, LORA["mindpet"]), output=tmp_path / "out")
     assert report.config is None
-    assert list(contents(tmp_path / "out")) == ["adapter_model.ckpt"]
+    assert list(contents(tmp_path / "out")) == ["adapter_model.ckpt", "pet-manifest.json"]
     assert "no alpha is known" in report.warnings[0]
 
 

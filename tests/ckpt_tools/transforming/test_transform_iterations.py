@@ -139,6 +139,7 @@ def test_without_a_strategy_the_output_has_one_rank(tmp_path: Path) -> None:
         "iteration_00000012/model-0000000-0000001.safetensors",
         "iteration_00000012/opt-0000000-0000001.safetensors",
         "latest_checkpointed_iteration.txt",
+        "pet-manifest.json",
     ]
     assert_same_arrays(read_whole(tmp_path / "out"), whole_of(CUT))
     common = json.loads((tmp_path / "out" / "iteration_00000012" / "common.json").read_text())
@@ -289,6 +290,7 @@ def test_an_earlier_iteration_is_replaced_on_demand_and_the_folder_of_a_training
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "iteration_00000002",
         "latest_checkpointed_iteration.txt",
+        "pet-manifest.json",
     ]
     (tmp_path / "out" / "iteration_00000001").mkdir()
     before = tree(tmp_path / "out")

@@ -20,6 +20,7 @@ from merge_cases import (
     random,
     save,
     tree,
+    with_manifest_of,
     write,
     write_folder,
 )
@@ -50,7 +51,7 @@ def assert_resharded(folder: Path, tensors: Held = TENSORS, target: Strategy = T
 def test_a_prefix_names_the_ranks_files(tmp_path: Path) -> None:
     write_case(tmp_path)
     report = reshard(tmp_path, prefix="llama-infer_")
-    assert report.files == ("rank_0/llama-infer_0.ckpt", "rank_1/llama-infer_1.ckpt")
+    assert report.files == ("rank_0/llama-infer_0.ckpt", "rank_1/llama-infer_1.ckpt", "pet-manifest.json")
     assert_resharded(tmp_path / "out")
 
 
@@ -100,7 +101,8 @@ def test_the_format_is_kept_or_chosen(tmp_path: Path, suffix: str, format: str) 
     expected = suffix[1:] if format == "keep" else format
     report = reshard(tmp_path, format=format)
     assert report.format == expected
-    assert report.files == tuple(f"rank_{rank}/checkpoint_{rank}.{expected}" for rank in range(2))
+    ranks = (f"rank_{rank}/checkpoint_{rank}.{expected}" for rank in range(2))
+    assert report.files == (*ranks, "pet-manifest.json")
     assert_resharded(tmp_path / "out")
     gathered(tmp_path, "folder", format=format)
     assert open_checkpoint(tmp_path / "folder").format == expected
@@ -145,7 +147,7 @@ def test_shards_of_a_size_have_an_index(tmp_path: Path) -> None:
     source = strategy_of({name: Layout((2,), COLUMNS) for name in tensors})
     write_case(tmp_path, ".safetensors", tensors=tensors, source=source, target=source)
     report = gathered(tmp_path, "out", max_shard_size="600B")
-    assert len(report.files) == 4
+    assert len(report.files) == 5
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in tensors.values())
     assert set(index["weight_map"]) == set(tensors)
@@ -188,7 +190,7 @@ def test_the_output_has_a_default_name_in_the_working_folder(
     options = {"output": None, "src_strategy": tmp_path / "src.ckpt" if source == "in" else None}
     report = reshard(tmp_path, source, **options | ({} if is_sharded else {"dst_strategy": None}))
     assert report.output == expected
-    assert names_of(Path()) == [expected]
+    assert names_of(Path()) == with_manifest_of(expected)
     (assert_resharded if is_sharded else lambda path: assert_same_arrays(read_arrays(path), TENSORS))(Path(expected))
 
 
@@ -338,6 +340,7 @@ def test_metadata_of_safetensors_is_kept_and_says_where_it_came_from(tmp_path: P
         found = dict(open_checkpoint(file).metadata)
         assert found.pop("pet_surgery.version")
         expected = {"format": "ms", "note": "größer", "pet_surgery.source": "in", "pet_surgery.step": "3_2"}
+        assert (found.pop("pet_surgery.manifest", None) is not None) == (file.parent == tmp_path)
         assert found == expected
 
 
