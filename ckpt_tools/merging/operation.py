@@ -22,6 +22,8 @@ from ckpt_tools.merging.belonging import other_bases
 from ckpt_tools.merging.fold_plan import FoldPlan
 from ckpt_tools.merging.folds import plan_folds
 from ckpt_tools.merging.strategies import MergeStrategies, merge_output, plan_merged
+from ckpt_tools.merging.undoing import check_patch_options, check_patch_place, draft_patch, with_patch
+from ckpt_tools.patching import PatchDraft
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.renaming import rename_tensors
 from ckpt_tools.reports import AdapterReport, DroppedTensor, FoldedWeight, MergeReport
@@ -92,6 +94,7 @@ def merge(
     max_memory: int | str | None = None,
     executor: str = "local",
     progress: Progress = SILENT,
+    unmerge_patch: PathLike | None = None,
 ) -> MergeReport:
     """Fold adapters into a base: W + sum of scaling * (B @ A), in float32, rounded once.
 
@@ -126,6 +129,7 @@ def merge(
         max_memory: Bytes, or a size such as `1GiB`: anonymous memory at most.
         executor: `local`, `ray` or `ray://HOST:PORT`: who writes the files. Threads and memory are then each worker's.
         progress: What is told how far it is.
+        unmerge_patch: Where to keep what rounding loses of the base, so that `unmerge` brings it back bit for bit.
 
     Raises:
         UsageError: Arguments contradict each other.
@@ -140,6 +144,7 @@ def merge(
     started = time.monotonic()
     check_executor(executor)
     selected = None if ranks is None else parse_ranks(ranks)
+    patch_path = None if unmerge_patch is None else check_patch_options(unmerge_patch, executor, selected)
     if dtype not in _DTYPES:
         raise UsageError(Problem("--dtype", dtype, ", ".join(_DTYPES)))
     options = _scale_options(max(len(adapters), 1), alpha, scaling, config)
@@ -171,8 +176,13 @@ def merge(
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
     given = [inputs.base.path, *(adapter.path for adapter in inputs.adapters), *strategies.paths()]
     check_destination(plan, given, force=force)
+    if patch_path is not None:
+        read = [*given, *(Path(source.path) for source in plan.sources())]
+        check_patch_place(patch_path, plan.output, read, force=force)
     chosen = None if selected is None else str(selected)
-    report = replace(draft.report(plan, part, budget, renamed), ranks=chosen)
+    report = replace(
+        draft.report(plan, part, budget, renamed), ranks=chosen, unmerge_patch=patch_path and str(patch_path)
+    )
     check_room(path, report.bytes_written, report.free_disk_bytes)
     if dry_run:
         return replace(report, dry_run=True, seconds=time.monotonic() - started)
@@ -181,11 +191,24 @@ def merge(
         if not allow_nonfinite:
             _refuse_nonfinite(outcome)
 
-    outcome = execute(
-        plan, part=part, force=force, budget=budget, progress=progress, approve=approve, executor=executor
-    )
+    patch = None if patch_path is None else draft.patch(patch_path, plan, renamed)
+    with with_patch(patch, approve, force=force, budget=budget, progress=progress) as (approve_all, size):
+        outcome = execute(
+            plan,
+            part=part,
+            force=force,
+            budget=budget,
+            progress=progress,
+            approve=approve_all,
+            executor=executor,
+            resume=patch is None,
+        )
     return replace(
-        _with_statistics(report, outcome), resumed=tuple(outcome.resumed), seconds=time.monotonic() - started
+        _with_statistics(report, outcome),
+        resumed=tuple(outcome.resumed),
+        seconds=time.monotonic() - started,
+        unmerge_patch_bytes=size,
+        unmerge_patch_share=None if not size else size / sum(tensor.nbytes for tensor in inputs.weights.values()),
     )
 
 
@@ -218,6 +241,23 @@ class _Draft:
 
     def _target(self, tensor: LazyTensor) -> DType:
         return self._dtype if self._dtype is not None and tensor.dtype.is_float else tensor.dtype
+
+    def patch(self, path: Path, plan: Plan, renamed: Mapping[str, str]) -> PatchDraft:
+        """What undoes the merge."""
+        inputs = self._inputs
+        return draft_patch(
+            path,
+            inputs.base,
+            inputs.keys,
+            inputs.adapters,
+            self._folds,
+            self.tensors(),
+            renamed,
+            output=plan.output,
+            base_fingerprint=self._fingerprint,
+            is_combined=inputs.is_combined,
+            config_changes=bool(self.changes(renamed).config),
+        )
 
     def changes(self, renamed: Mapping[str, str]) -> Changes:
         """What the other files of the output have to say differently."""
