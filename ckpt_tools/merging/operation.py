@@ -21,7 +21,7 @@ from ckpt_tools.merging.adapters import Adapter, ScaleOption, load_adapter, scal
 from ckpt_tools.merging.belonging import other_bases
 from ckpt_tools.merging.fold_plan import FoldPlan
 from ckpt_tools.merging.folds import plan_folds
-from ckpt_tools.merging.strategies import MergeStrategies, merge_output, plan_merged
+from ckpt_tools.merging.strategies import MergeStrategies, for_each, merge_output, plan_merged
 from ckpt_tools.merging.undoing import check_patch_options, check_patch_place, draft_patch, with_patch
 from ckpt_tools.patching import PatchDraft
 from ckpt_tools.progress import SILENT, Progress
@@ -148,7 +148,7 @@ def merge(
     if dtype not in _DTYPES:
         raise UsageError(Problem("--dtype", dtype, ", ".join(_DTYPES)))
     options = _scale_options(max(len(adapters), 1), alpha, scaling, config)
-    each = _for_each(len(adapters), "--adapter-strategy", adapter_strategy)
+    each = for_each(len(adapters), "--adapter-strategy", adapter_strategy)
     strategies = MergeStrategies.read(src_strategy, each, dst_strategy, replicated)
     paths = [Path(path) for path in adapters]
     inputs = _open_inputs(Path(base), paths, strategies, step, options, allow_nonfinite, check_crc, progress)
@@ -181,7 +181,9 @@ def merge(
         check_patch_place(patch_path, plan.output, read, force=force)
     chosen = None if selected is None else str(selected)
     report = replace(
-        draft.report(plan, part, budget, renamed), ranks=chosen, unmerge_patch=patch_path and str(patch_path)
+        draft.report(plan, part, budget, renamed),
+        ranks=chosen,
+        unmerge_patch=None if patch_path is None else str(patch_path),
     )
     check_room(path, report.bytes_written, report.free_disk_bytes)
     if dry_run:
@@ -349,9 +351,9 @@ def _scale_options(
     config: PathLike | Sequence[PathLike] | None,
 ) -> list[ScaleOption]:
     alphas, scalings, configs = (
-        _for_each(count, "--alpha", alpha),
-        _for_each(count, "--scaling", scaling),
-        _for_each(count, "--config", config),
+        for_each(count, "--alpha", alpha),
+        for_each(count, "--scaling", scaling),
+        for_each(count, "--config", config),
     )
     if alpha is not None and scaling is not None and any(alphas) and any(scalings):
         raise UsageError(Problem("--alpha and --scaling", "both", "one of the two"))
@@ -362,15 +364,6 @@ def _scale_options(
     return [
         ScaleOption(a, s, Path(c) if c is not None else None) for a, s, c in zip(alphas, scalings, configs, strict=True)
     ]
-
-
-def _for_each(count: int, option: str, value: Any) -> list[Any]:
-    values = [value] if value is None or isinstance(value, int | float | str | os.PathLike) else list(value)
-    if len(values) in (0, 1):
-        return (values or [None]) * count
-    if len(values) != count:
-        raise UsageError(Problem(option, f"{len(values)} values", f"one, or one for each of {count} adapters"))
-    return values
 
 
 def _open_inputs(

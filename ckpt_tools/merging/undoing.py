@@ -1,4 +1,4 @@
-"""From a merge to the patch that undoes it: which tensor follows from what, and whether the patch may go to its place."""
+"""From a merge to the patch that undoes it: which tensor follows from what, and where the patch may go."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def _change(name: str, base: LazyTensor, merged: LazyTensor, fold: Fold | None, 
         grid = Grid.of(base.shape)
         same = Change(reshape(base, grid.matrix), None, grid, Prediction(base.dtype))
         return (base.dtype, base.shape, grid), same
-    # A bias is added to as a vector, and a replaced weight follows from nothing: there the merged tensor itself predicts.
+    # A bias is added to as a vector, and a replaced weight follows from nothing: these are predicted as they became.
     terms = tuple(fold.terms) if fold is not None and not fold.is_replaced and not fold.vectors else ()
     grid = Grid.of_matrix(fold.matrix_shape) if terms and fold is not None else Grid.of(base.shape)
     produced = unreshaped(merged)

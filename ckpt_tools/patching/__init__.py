@@ -1,4 +1,4 @@
-"""Un-merge patches: the few bits of a base that merging lost, and what brings it back. No operation: merging writes them."""
+"""Un-merge patches: the few bits of a base that merging lost, and the tensors that they bring back."""
 
 from ckpt_tools.patching.making import Change, MadePatch, PatchDraft, make_patch
 from ckpt_tools.patching.model import (

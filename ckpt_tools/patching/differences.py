@@ -1,8 +1,8 @@
 """What a prediction missed, as bytes: the differences of bits, compressed.
 
-Floating-point numbers are counted in their order, from -NaN over -Inf, the negative and the positive numbers to NaN, so a
-number and its neighbour differ by 1. A difference is taken modulo 2^k of the k bits of an element, which loses nothing,
-whatever the two bits are, and is written as an unsigned number: 0, -1, 1, -2, ... become 0, 1, 2, 3, ...
+Floating-point numbers are counted in their order, from -NaN over -Inf, the negative and the positive numbers to NaN,
+so a number and its neighbour differ by 1. A difference is taken modulo 2^k of the k bits of an element, which loses
+nothing, whatever the bits are, and is written as an unsigned number: 0, -1, 1, -2, ... become 0, 1, 2, 3, ...
 
 An encoded chunk is empty where nothing was missed. Else it is a byte, 1 or 2, and a zlib stream of:
 

@@ -1,7 +1,7 @@
 """Making a patch: chunk by chunk, from the base and from the plan of the merged model; nothing is read back.
 
-How long the encoded chunks are is known when they are there. So they go to a hidden file first, in the order of the base
-whichever thread is done first, and are copied from there to behind a header that says where each lies.
+How long the encoded chunks are is known when they are there. So they go to a hidden file first, in the order of the
+base whichever thread is done first, and are copied from there to behind a header that says where each lies.
 """
 
 from __future__ import annotations

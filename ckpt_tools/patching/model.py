@@ -1,4 +1,4 @@
-"""What an un-merge patch says, in memory: the base's tensors, and of what merged model and which adapters they follow."""
+"""What an un-merge patch says: the base's tensors, and of what merged model and which adapters they follow."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Prediction:
             left = widen(term.left.read((*place, rows, rank))).astype(self.inner)
             right = widen(term.right.read((*place, rank, (0, columns)))).astype(self.inner)
             with np.errstate(over="ignore", invalid="ignore"):
-                right *= self.inner.type(term.scaling)  # type: ignore[call-arg]  # both are float types
+                right *= self.inner.type(term.scaling)
             lefts.append(left.reshape(left.shape[-2:]))
             rights.append(right.reshape(right.shape[-2:]))
         return ExactProduct.of(np.concatenate(lefts, axis=1), np.concatenate(rights, axis=0))

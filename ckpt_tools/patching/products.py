@@ -1,11 +1,11 @@
 """B @ A with the same bits on every machine, at the speed of its BLAS.
 
-A BLAS adds up the products of an element in an order of its own, with or without fused multiply-adds, and rounds after
-each. So factors are first rounded to so few bits that there is nothing left to round: each row of B and each column of A to
-whole multiples of a power of two, of at most `b` bits, where 2b + log2(rank) is not more than float64's 53. Every product
-and every sum of them then is a float64, in whatever order. That is one slice of the scheme of Ozaki, Ogita, Oishi and Rump
-("Error-free transformations of matrix multiplication by using fast routines", 2012); what it cuts off of the factors is
-about what float32 would have cut off of the products.
+A BLAS adds up the products of an element in an order of its own, with or without fused multiply-adds, and rounds
+after each. So factors are first rounded to so few bits that there is nothing left to round: each row of B and each
+column of A to whole multiples of a power of two, of at most `b` bits, where 2b + log2(rank) is not more than float64's
+53. Every product and every sum of them then is a float64, in whatever order. That is one slice of the scheme of Ozaki,
+Ogita, Oishi and Rump ("Error-free transformations of matrix multiplication by using fast routines", 2012); what it cuts
+off of the factors is about what float32 would have cut off of the products.
 """
 
 from __future__ import annotations

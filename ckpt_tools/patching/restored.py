@@ -1,4 +1,4 @@
-"""Tensors of the base, brought back: what merged model and adapters predict, and the differences, proved as they are read."""
+"""Tensors of the base, brought back: what merged model and adapters predict, corrected, and proved as it is read."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ class DoraMerged(Folded):
         return _fold(self, (self.term,), region, factor, statistics)
 
     def factor(self) -> np.ndarray:
-        """What each output feature of W + delta is multiplied with: m / ||W + delta||, in the type that is computed in."""
+        """What each output feature of W + delta is multiplied with: m / ||W + delta||, in the inner type."""
         return self._once.get(self._factor)
 
     def _factor(self) -> np.ndarray:

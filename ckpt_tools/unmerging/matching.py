@@ -66,8 +66,8 @@ def factors_of(patch: Patch, adapters: Sequence[Checkpoint]) -> tuple[dict[str, 
             what = f"the shape {list(factor.shape)} for a tensor of {found[factor.digest].size} elements"
             raise CorruptInputError(Problem(patch.source.path, what, "as many elements", "Copy the patch again"))
     needed = {factor.digest for factor in factors} - found.keys()
-    for adapter in patch.facts.adapters:
-        problems += _missing(adapter, needed & adapter.tensors.keys())
+    for used in patch.facts.adapters:
+        problems += _missing(used, needed & used.tensors.keys())
     return found, problems
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from ckpt_tools.distributed import RANK_PREFIX, Opened
 from ckpt_tools.formats import check_crc as check_file_crc
 from ckpt_tools.formats.model import NamedTensor
-from ckpt_tools.merging.strategies import MergeStrategies, plan_merged
+from ckpt_tools.merging.strategies import MergeStrategies, for_each, plan_merged
 from ckpt_tools.patching import Patch, Restored, TensorRecord, read_patch
 from ckpt_tools.patching.prediction import Prediction
 from ckpt_tools.progress import SILENT, Progress
@@ -40,7 +40,7 @@ def unmerge(
     patch: PathLike,
     output: PathLike | None = None,
     src_strategy: PathLike | None = None,
-    adapter_strategy: PathLike | Sequence[PathLike | None] | None = None,
+    adapter_strategy: PathLike | Sequence[PathLike] | None = None,
     dst_strategy: PathLike | None = None,
     prefix: str = RANK_PREFIX,
     step: str | None = None,
@@ -92,11 +92,9 @@ def unmerge(
     started = time.monotonic()
     check_executor(executor)
     paths = [Path(adapter) for adapter in adapters]
-    is_single = adapter_strategy is None or isinstance(adapter_strategy, str | os.PathLike)
-    each = [adapter_strategy] * len(paths) if is_single else list(adapter_strategy or ())
-    each = each * len(paths) if len(each) == 1 else each or [None] * len(paths)
+    each = for_each(len(paths), "--adapter-strategy", adapter_strategy)
     known = read_patch(patch)
-    strategies = MergeStrategies.read(src_strategy, each, dst_strategy, replicated)  # type: ignore[arg-type]
+    strategies = MergeStrategies.read(src_strategy, each, dst_strategy, replicated)
     opened, others = strategies.open(Path(merged), paths, step, progress)
     if check_crc:
         for one in (opened, *others):
