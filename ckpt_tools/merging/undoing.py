@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ckpt_tools.fingerprint import fingerprint
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.formats.model import NamedTensor
 from ckpt_tools.merging.accounting import BaseKeys
@@ -27,7 +26,7 @@ from ckpt_tools.patching import (
     tensor_digest,
 )
 from ckpt_tools.patching.grid import Grid
-from ckpt_tools.patching.prediction import Prediction
+from ckpt_tools.patching.prediction import Prediction, merged_fingerprint
 from ckpt_tools.progress import Progress
 from ckpt_tools.tensors.folding import DoraMerged, LowRankTerm
 from ckpt_tools.tensors.lazy import LazyTensor
@@ -134,7 +133,7 @@ def draft_patch(
             UsedAdapter(_text(one.path.name), one.digest, _adapter_tensors(one, known, is_combined)) for one in adapters
         ),
         merged_file=_text(output.name),
-        merged_fingerprint=fingerprint({renamed.get(name, name): merged[name] for name in keys.weights}),
+        merged_fingerprint=merged_fingerprint({renamed.get(name, name): merged[name] for name in keys.weights}),
         base_file=_text(base.path.name),
         base_fingerprint=base_fingerprint,
         base_metadata=base.metadata,

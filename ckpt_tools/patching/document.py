@@ -85,12 +85,17 @@ def parse_facts(text: str, where: str) -> PatchFacts:
     ):
         if len(set(names)) != len(names):
             top.refuse(f"a name of the {kind} twice", "each name once")
+    adapters = tuple(
+        UsedAdapter(one.text("file"), one.text("digest"), one.strings("tensors"))
+        for one in (_Reader(item, f"{where}, adapters") for item in top.list("adapters"))
+    )
+    digests = {digest for adapter in adapters for digest in adapter.tensors}
+    for term in (term for record in tensors for term in record.terms):
+        if not {term.left.digest, term.right.digest} <= digests:
+            top.refuse("an update by a tensor of no adapter", "tensors of the adapters that it names")
     return PatchFacts(
         tensors=tensors,
-        adapters=tuple(
-            UsedAdapter(one.text("file"), one.text("digest"), one.strings("tensors"))
-            for one in (_Reader(item, f"{where}, adapters") for item in top.list("adapters"))
-        ),
+        adapters=adapters,
         merged_file=merged.text("file"),
         merged_fingerprint=merged.text("fingerprint"),
         base_file=base.text("file"),

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
+from ckpt_tools.fingerprint import fingerprint
 from ckpt_tools.patching.products import ExactProduct
 from ckpt_tools.tensors.casts import narrow, widen
 from ckpt_tools.tensors.dtypes import BY_NAME, DType
 from ckpt_tools.tensors.folding import LowRankTerm
-from ckpt_tools.tensors.lazy import Region
+from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Region, Statistics
 
-__all__ = ["Prediction"]
+__all__ = ["OneNaN", "Prediction", "merged_fingerprint", "with_one_nan"]
 
-# NaN may come out of arithmetic with other bits on another processor: these stand for all of them.
+# NaN comes out of arithmetic with other bits on another processor, in another place: these stand for all of them.
 _NAN_BITS = {"fp16": 0x7E00, "bf16": 0x7FC0, "fp32": 0x7FC00000, "fp64": 0x7FF8000000000000}
 
 
@@ -80,9 +83,48 @@ class Prediction:
                 values -= delta.astype(self.inner, copy=False)
             predicted = np.empty(values.shape, self.dtype.numpy)
             narrow(values, predicted)
-        unknown = np.isnan(values)
-        if unknown.any():
-            bits = predicted.view(f"<u{self.dtype.itemsize}")
-            known = merged.dtype == self.dtype.numpy
-            bits[unknown] = merged.view(bits.dtype)[unknown] if known else _NAN_BITS[self.dtype.name]
-        return predicted
+        return with_one_nan(predicted, self.dtype)
+
+
+def with_one_nan(values: np.ndarray, dtype: DType) -> np.ndarray:
+    """The same floating-point values, C-contiguous, in place: whatever is NaN gets the same bits."""
+    unknown = np.isnan(values)
+    if unknown.any():
+        values.view(f"<u{dtype.itemsize}")[unknown] = _NAN_BITS[dtype.name]
+    return values
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class OneNaN(LazyTensor):
+    """Another tensor's values, of a float type; whatever is NaN has the same bits.
+
+    Attributes:
+        source: The tensor with the values.
+    """
+
+    source: LazyTensor
+
+    @property
+    def dtype(self) -> DType:  # type: ignore[override]  # derived from the source
+        return self.source.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]  # derived from the source
+        return self.source.shape
+
+    def read(self, region: Region, statistics: Statistics | None = None) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return with_one_nan(self.source.read(region), self.dtype)
+
+    def sources(self) -> Iterator[ByteRun]:
+        return self.source.sources()
+
+
+def merged_fingerprint(tensors: Mapping[str, LazyTensor]) -> str:
+    """The fingerprint of a merged model; that of one with NaN does not depend on which NaN they are.
+
+    Args:
+        tensors: Name to tensor: what the base's tensors became.
+    """
+    return fingerprint({name: OneNaN(one) if one.dtype.is_float else one for name, one in tensors.items()})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ckpt_tools.fingerprint import fingerprint
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.patching import Patch, UsedAdapter, tensor_digest
+from ckpt_tools.patching.prediction import merged_fingerprint
 from ckpt_tools.tensors.lazy import LazyTensor
 from surgery.errors import CorruptInputError, Problem
 
@@ -32,7 +32,7 @@ def merged_problems(patch: Patch, merged: Checkpoint) -> list[Problem]:
     ]
     if problems:
         return problems
-    actual = fingerprint({record.merged_name: merged.tensors[record.merged_name] for record in facts.tensors})
+    actual = merged_fingerprint({record.merged_name: merged.tensors[record.merged_name] for record in facts.tensors})
     if actual != facts.merged_fingerprint:
         found = f"a model with the fingerprint {actual[:20]}..."
         return [Problem(where, found, f"the merged model, with {facts.merged_fingerprint[:20]}...", remedy)]
