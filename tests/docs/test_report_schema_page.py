@@ -31,6 +31,7 @@ HEADINGS = {
     reports.NearMiss: "Miss",
     reports.TransformReport: "Transform report",
     reports.TransformedTensor: "Tensor",
+    reports.UnmergeReport: "Unmerge report",
 }
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", types.NoneType: "null"}
 
