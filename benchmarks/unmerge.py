@@ -10,7 +10,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from measure import measure, warm
+from measure import Contender, measure, warm
 from models import ALL_LINEAR, ATTENTION, SIZES, Noise, write_base
 
 from ckpt_tools.saving import save_checkpoint
@@ -41,9 +41,7 @@ def main() -> None:
     base, merged, back, patch = (work / name for name in ("base.safetensors", "merged.safetensors", "back.safetensors", "patch"))  # fmt: skip
     if not base.exists():
         write_base(base, arguments.size, "bf16")
-    print(
-        "| delta | patch, share of the base | merge, s | with patch, s | unmerge, s | memory: merge, with patch, unmerge, MB |"
-    )
+    print("| delta | patch | merge, s | with patch, s | unmerge, s | memory of each, MB |")
     print("|---|---|---|---|---|---|")
     for label, rank, targets in (("attention, rank 8", 8, ATTENTION), ("all linear, rank 64", 64, ALL_LINEAR)):
         adapter = work / f"lora-{rank}.safetensors"
@@ -61,7 +59,7 @@ def main() -> None:
                 for output in outputs:
                     output.unlink(missing_ok=True)
                 warm(base, adapter)()
-                runs.append(measure(command))
+                runs.append(measure(Contender(label, command, outputs[-1])))
             seconds.append(statistics.median(run.seconds for run in runs[1:]))
             memory.append(max(run.anonymous_bytes for run in runs[1:]) / 1e6)
         share = patch.stat().st_size / base.stat().st_size

@@ -327,7 +327,7 @@ def test_a_run_needs_no_stdin(tmp_path: Path, stdin: str) -> None:
 def test_a_merge_is_undone_bit_for_bit(command: Command, tmp_path: Path) -> None:
     code, out, _ = command("base.ckpt", "lora.ckpt", "--alpha", "8", "-o", "tuned.ckpt", "--unmerge-patch", "p")
     assert code == 0
-    assert f"  patch      p, {Path('p').stat().st_size / 1000:.1f} kB, " in out
+    assert f"  patch      p, {Path('p').stat().st_size / 1000:.1f} KB, " in out
     code, out, err = command("--unmerge", "p", "tuned.ckpt", "lora.ckpt")
     assert (code, err) == (0, "")
     assert out.startswith("restored tuned.ckpt - lora.ckpt -> tuned-unmerged.ckpt\n")
