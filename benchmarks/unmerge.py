@@ -38,7 +38,8 @@ def main() -> None:
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
-    base, merged, back, patch = (work / name for name in ("base.safetensors", "merged.safetensors", "back.safetensors", "patch"))  # fmt: skip
+    base, merged, back = (work / f"{name}.safetensors" for name in ("base", "merged", "back"))
+    patch = work / "patch"
     if not base.exists():
         write_base(base, arguments.size, "bf16")
     print("| delta | patch | merge, s | with patch, s | unmerge, s | memory of each, MB |")
