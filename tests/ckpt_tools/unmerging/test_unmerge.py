@@ -411,3 +411,40 @@ def test_the_patch_says_what_it_is_of(made: Path) -> None:
     assert [record.name for record in facts.tensors] == list(llama())
     header = (made / "patch").read_bytes()
     assert json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["lengths"]["dtype"] == "U32"
+
+
+def test_slices_of_ranks_are_undone_from_and_to_slices(tmp_path: Path) -> None:
+    adapter, base = lora(tmp_path / "lora.ckpt"), llama()
+    write(tmp_path / "base.ckpt", base)
+    layouts = {
+        name: {
+            "dev_matrix": [2],
+            "tensor_map": [0] + [-1] * (array.ndim - 1),
+            "param_split_shape": [],
+            "indices_offset": [],
+            "field": 0,
+            "opt_weight_shard_step": 0,
+            "opt_weight_shard_size": 0,
+        }
+        for name, array in base.items()
+    }
+    document = {
+        "current_stage": 1,
+        "parallel_strategy_item": {"operator": {"stage": 0, "parallel_strategy": [[2]]}},
+        "parallel_layout_item": layouts,
+    }
+    strategy, patch = tmp_path / "strategy.json", tmp_path / "patch"
+    strategy.write_text(json.dumps(document))
+    merge(
+        *(tmp_path / "base.ckpt", adapter),
+        scaling=2,
+        dst_strategy=strategy,
+        output=tmp_path / "m",
+        unmerge_patch=patch,
+    )
+    cut = unmerge(
+        *(tmp_path / "m", adapter), patch=patch, src_strategy=strategy, dst_strategy=strategy, output=tmp_path / "cut"
+    )
+    assert len(cut.files) == 2
+    unmerge(tmp_path / "m", adapter, patch=patch, src_strategy=strategy, output=tmp_path / "back.ckpt")
+    assert_same_bits(read(tmp_path / "back.ckpt"), base)
