@@ -1,8 +1,8 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-classic test-core test-pages soak conformance check lint format bench bench-transform bench-inject \
-	bench-split clean
+.PHONY: help demo test test-classic test-core test-pages soak conformance check lint format bench bench-transform \
+	bench-inject bench-split bench-unmerge clean
 
 help:
 	@echo "make demo         add an adapter to a real model, train it, cut it out and merge it (2 minutes, 5 GB of disk)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-transform  pet-transform's, against MindSpore"
 	@echo "make bench-inject     pet-inject's, against a durable copy"
 	@echo "make bench-split      pet-split's, on 13.5 GB"
+	@echo "make bench-unmerge    what an un-merge patch costs"
 	@echo "make clean        remove environments, caches and the demo's files"
 
 # A version manager may put a `python3.12` on the path that only says it is not installed: each candidate is run.
@@ -134,6 +135,9 @@ bench: .venv-bench/.complete .venv/.complete .venv-conformance/.complete
 
 bench-transform: .venv-bench/.complete .venv/.complete
 	@.venv-bench/bin/python benchmarks/transform.py --mindspore-python .venv/bin/python $(BENCH_ARGS)
+
+bench-unmerge: .venv-bench/.complete
+	@.venv-bench/bin/python benchmarks/unmerge.py $(BENCH_ARGS)
 
 bench-split: .venv-bench/.complete
 	@.venv-bench/bin/python benchmarks/split.py $(BENCH_ARGS)

@@ -13,10 +13,18 @@ if TYPE_CHECKING:
     from ckpt_tools.injecting import inject
     from ckpt_tools.inspecting import inspect_checkpoint
     from ckpt_tools.merging import merge
-    from ckpt_tools.reports import InjectReport, InspectReport, MergeReport, SplitReport, TransformReport
+    from ckpt_tools.reports import (
+        InjectReport,
+        InspectReport,
+        MergeReport,
+        SplitReport,
+        TransformReport,
+        UnmergeReport,
+    )
     from ckpt_tools.saving import save_checkpoint
     from ckpt_tools.splitting import split
     from ckpt_tools.transforming import transform
+    from ckpt_tools.unmerging import unmerge
 
 __all__ = [
     "Checkpoint",
@@ -25,6 +33,7 @@ __all__ = [
     "MergeReport",
     "SplitReport",
     "TransformReport",
+    "UnmergeReport",
     "inject",
     "inspect_checkpoint",
     "merge",
@@ -32,6 +41,7 @@ __all__ = [
     "save_checkpoint",
     "split",
     "transform",
+    "unmerge",
 ]
 
 _HOMES = {
@@ -41,6 +51,7 @@ _HOMES = {
     "MergeReport": "ckpt_tools.reports",
     "SplitReport": "ckpt_tools.reports",
     "TransformReport": "ckpt_tools.reports",
+    "UnmergeReport": "ckpt_tools.reports",
     "inject": "ckpt_tools.injecting",
     "inspect_checkpoint": "ckpt_tools.inspecting",
     "merge": "ckpt_tools.merging",
@@ -48,6 +59,7 @@ _HOMES = {
     "save_checkpoint": "ckpt_tools.saving",
     "split": "ckpt_tools.splitting",
     "transform": "ckpt_tools.transforming",
+    "unmerge": "ckpt_tools.unmerging",
 }
 
 

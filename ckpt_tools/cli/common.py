@@ -22,7 +22,7 @@ from surgery.version import __version__
 
 if TYPE_CHECKING:
     from ckpt_tools.progress import Progress
-    from ckpt_tools.reports import InjectReport, InspectReport, MergeReport, SplitReport, TransformReport
+    from ckpt_tools.reports import Report
 
 __all__ = [
     "HELP",
@@ -47,7 +47,7 @@ _BUG = 1
 _IO_FAILED = 7
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Report = TypeVar("Report", "InjectReport", "InspectReport", "MergeReport", "SplitReport", "TransformReport")
+ReportT = TypeVar("ReportT", bound="Report")
 
 
 def output_options(command: Command) -> Command:
@@ -207,7 +207,7 @@ def print_result(text: str) -> None:
         raise ResourceError(Problem("stdout", found, remedy="What the command wrote to files is complete")) from error
 
 
-def print_report(report: Report, summarise: Callable[[Report], str], *, as_json: bool, quiet: bool) -> None:
+def print_report(report: ReportT, summarise: Callable[[ReportT], str], *, as_json: bool, quiet: bool) -> None:
     """What a command did: warnings for the user, then all of it as JSON, or a summary."""
     for warning in report.warnings:
         say(f"warning: {warning}")

@@ -46,6 +46,18 @@ __all__ = ["main", "merge_command"]
 @click.option("--allow-other-base", is_flag=True, help="Accept another BASE than the one that an ADAPTER was made of.")
 @click.option("--allow-nonfinite", is_flag=True, help="Accept NaN, Inf and overflows.")
 @click.option("--check-crc/--no-check-crc", default=True, show_default=True, help="Check the CRC-32 of .ckpt inputs.")
+@click.option(
+    "--unmerge-patch",
+    type=PATH,
+    metavar="FILE",
+    help="Also write what rounding loses of BASE, a few percent of it, so that --unmerge restores it.",
+)
+@click.option(
+    "--unmerge",
+    type=PATH,
+    metavar="FILE",
+    help="The other way round: restore the base of the merged model that BASE is, by the patch FILE.",
+)
 @output_options
 @common_options
 @page_option
@@ -56,6 +68,7 @@ def merge_command(
     html: str | None,
     as_json: bool,
     quiet: bool,
+    unmerge: str | None,
     **options: Any,
 ) -> None:
     """Fold LoRA adapters into a base checkpoint.
@@ -68,6 +81,8 @@ def merge_command(
       pet-merge Llama-3-8B/ my-peft-adapter/ -o Llama-3-8B-tuned
       pet-merge output/ --src-strategy strategy.ckpt --alpha 16 -o merged.ckpt
       pet-merge base.ckpt lora.ckpt --alpha 16 --dry-run
+      pet-merge base.ckpt lora.ckpt --alpha 16 -o merged.ckpt --unmerge-patch merged.patch
+      pet-merge --unmerge merged.patch merged.ckpt lora.ckpt -o base.ckpt
 
     BASE and ADAPTER are .ckpt or .safetensors files, folders of shards, PEFT folders, MindFormers' Checkpoint 2.0,
     or with a strategy folders of rank_N folders, in any mix; the format is recognised by content. Without ADAPTER,
@@ -78,16 +93,24 @@ def merge_command(
     The scale is alpha / rank. The rank is in the shapes; alpha is in no checkpoint: it comes from --alpha or
     --scaling, from --config, or from the adapter_config.json beside the adapter or up to three folders above.
 
+    With --unmerge FILE the first argument is the merged model, and the adapters are those that were merged, in any
+    order and format; the base comes back bit for bit, and every stretch of it is proved before it is written.
+
     \b
     Exit codes:  0 done   2 usage   3 input missing   4 input corrupt   5 inputs don't fit together
-                 7 no room, no memory, I/O error   8 output exists   130 interrupted
+                 6 what was restored is not the base   7 no room, no memory, I/O error   8 output exists
+                 130 interrupted
     """  # noqa: D301 - click reads \b as "keep these lines"
     from ckpt_tools.cli.summary import summarise
+    from ckpt_tools.cli.unmerge import restore
     from ckpt_tools.merging import merge
     from ckpt_tools.writing.linux import allow_open_files, keep_freed_memory
 
     keep_freed_memory()
     allow_open_files()
+    if unmerge is not None:
+        restore(base, adapters, unmerge, options, as_json=as_json, quiet=quiet)
+        return
     write_page = page_writer(html, options, base, *adapters)
     report = merge(base, *adapters, **options, progress=make_progress(quiet))
     write_page(report)

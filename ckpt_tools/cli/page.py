@@ -26,6 +26,7 @@ _PATHS = (
     "output",
     "remainder",
     "src_strategy",
+    "unmerge_patch",
 )
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from statistics import median
 
 from ckpt_tools.cli.common import printable
-from ckpt_tools.reports import FoldedWeight, InjectReport, MergeReport, SplitReport, TransformReport
+from ckpt_tools.reports import FoldedWeight, InjectReport, MergeReport, SplitReport, TransformReport, UnmergeReport
 from ckpt_tools.sizes import format_size
 
 __all__ = ["summarise", "volume_facts"]
@@ -57,10 +57,21 @@ def _facts(report: MergeReport) -> list[tuple[str, str]]:
     if report.dropped:
         reasons = Counter(entry.reason for entry in report.dropped)
         facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in reasons.items())))
+    if report.unmerge_patch is not None:
+        facts.append(("patch", _patch(report)))
     return facts + volume_facts(report)
 
 
-def volume_facts(report: InjectReport | MergeReport | SplitReport | TransformReport) -> list[tuple[str, str]]:
+def _patch(report: MergeReport) -> str:
+    if report.unmerge_patch_bytes is None:
+        return f"{report.unmerge_patch}; its size shows when it is made"
+    share = _percent(report.unmerge_patch_share or 0.0)
+    return f"{report.unmerge_patch}, {format_size(report.unmerge_patch_bytes)}, {share} of the base"
+
+
+def volume_facts(
+    report: InjectReport | MergeReport | SplitReport | TransformReport | UnmergeReport,
+) -> list[tuple[str, str]]:
     """What was, or would be, read and written."""
     files = f"{len(report.files)} files" if len(report.files) > 1 else report.format
     written = f"{format_size(report.bytes_written)}, {files}"
@@ -75,7 +86,7 @@ def volume_facts(report: InjectReport | MergeReport | SplitReport | TransformRep
     if report.resumed:
         files = "1 file" if len(report.resumed) == 1 else f"{len(report.resumed)} files"
         facts.append(("took over", f"{files} that earlier runs completed"))
-    if not isinstance(report, SplitReport) and report.ranks is not None:
+    if not isinstance(report, SplitReport | UnmergeReport) and report.ranks is not None:
         facts.append(
             ("kept", f"ranks {report.ranks}, for the same command without --ranks, which publishes the output")
         )

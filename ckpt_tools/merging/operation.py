@@ -21,7 +21,9 @@ from ckpt_tools.merging.adapters import Adapter, ScaleOption, load_adapter, scal
 from ckpt_tools.merging.belonging import other_bases
 from ckpt_tools.merging.fold_plan import FoldPlan
 from ckpt_tools.merging.folds import plan_folds
-from ckpt_tools.merging.strategies import MergeStrategies, merge_output, plan_merged
+from ckpt_tools.merging.strategies import MergeStrategies, for_each, merge_output, plan_merged
+from ckpt_tools.merging.undoing import check_patch_options, check_patch_place, draft_patch, with_patch
+from ckpt_tools.patching import PatchDraft
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.renaming import rename_tensors
 from ckpt_tools.reports import AdapterReport, DroppedTensor, FoldedWeight, MergeReport
@@ -94,6 +96,7 @@ def merge(
     digest: bool = True,
     executor: str = "local",
     progress: Progress = SILENT,
+    unmerge_patch: PathLike | None = None,
 ) -> MergeReport:
     """Fold adapters into a base: W + sum of scaling * (B @ A), in float32, rounded once.
 
@@ -129,6 +132,7 @@ def merge(
         digest: Put the digest of each of the output's tensors into its manifest.
         executor: `local`, `ray` or `ray://HOST:PORT`: who writes the files. Threads and memory are then each worker's.
         progress: What is told how far it is.
+        unmerge_patch: Where to keep what rounding loses of the base, so that `unmerge` brings it back bit for bit.
 
     Raises:
         UsageError: Arguments contradict each other.
@@ -143,10 +147,11 @@ def merge(
     started = time.monotonic()
     check_executor(executor)
     selected = None if ranks is None else parse_ranks(ranks)
+    patch_path = None if unmerge_patch is None else check_patch_options(unmerge_patch, executor, selected)
     if dtype not in _DTYPES:
         raise UsageError(Problem("--dtype", dtype, ", ".join(_DTYPES)))
     options = _scale_options(max(len(adapters), 1), alpha, scaling, config)
-    each = _for_each(len(adapters), "--adapter-strategy", adapter_strategy)
+    each = for_each(len(adapters), "--adapter-strategy", adapter_strategy)
     strategies = MergeStrategies.read(src_strategy, each, dst_strategy, replicated)
     paths = [Path(path) for path in adapters]
     inputs = _open_inputs(Path(base), paths, strategies, step, options, allow_nonfinite, check_crc, progress)
@@ -175,8 +180,15 @@ def merge(
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
     given = [inputs.base.path, *(adapter.path for adapter in inputs.adapters), *strategies.paths()]
     check_destination(plan, given, force=force)
+    if patch_path is not None:
+        read = [*given, *(Path(source.path) for source in plan.sources())]
+        check_patch_place(patch_path, plan.output, read, force=force)
     chosen = None if selected is None else str(selected)
-    report = replace(draft.report(plan, part, budget, renamed), ranks=chosen)
+    report = replace(
+        draft.report(plan, part, budget, renamed),
+        ranks=chosen,
+        unmerge_patch=None if patch_path is None else str(patch_path),
+    )
     check_room(path, report.bytes_written, report.free_disk_bytes)
     if dry_run:
         return replace(report, dry_run=True, seconds=time.monotonic() - started)
@@ -185,11 +197,24 @@ def merge(
         if not allow_nonfinite:
             _refuse_nonfinite(outcome)
 
-    outcome = execute(
-        plan, part=part, force=force, budget=budget, progress=progress, approve=approve, executor=executor
-    )
+    patch = None if patch_path is None else draft.patch(patch_path, plan, renamed)
+    with with_patch(patch, approve, force=force, budget=budget, progress=progress) as (approve_all, size):
+        outcome = execute(
+            plan,
+            part=part,
+            force=force,
+            budget=budget,
+            progress=progress,
+            approve=approve_all,
+            executor=executor,
+            resume=patch is None,
+        )
     return replace(
-        _with_statistics(report, outcome), resumed=tuple(outcome.resumed), seconds=time.monotonic() - started
+        _with_statistics(report, outcome),
+        resumed=tuple(outcome.resumed),
+        seconds=time.monotonic() - started,
+        unmerge_patch_bytes=size,
+        unmerge_patch_share=None if not size else size / sum(tensor.nbytes for tensor in inputs.weights.values()),
     )
 
 
@@ -222,6 +247,23 @@ class _Draft:
 
     def _target(self, tensor: LazyTensor) -> DType:
         return self._dtype if self._dtype is not None and tensor.dtype.is_float else tensor.dtype
+
+    def patch(self, path: Path, plan: Plan, renamed: Mapping[str, str]) -> PatchDraft:
+        """What undoes the merge."""
+        inputs = self._inputs
+        return draft_patch(
+            path,
+            inputs.base,
+            inputs.keys,
+            inputs.adapters,
+            self._folds,
+            self.tensors(),
+            renamed,
+            output=plan.output,
+            base_fingerprint=self._fingerprint,
+            is_combined=inputs.is_combined,
+            config_changes=bool(self.changes(renamed).config),
+        )
 
     def changes(self, renamed: Mapping[str, str]) -> Changes:
         """What the other files of the output have to say differently."""
@@ -319,9 +361,9 @@ def _scale_options(
     config: PathLike | Sequence[PathLike] | None,
 ) -> list[ScaleOption]:
     alphas, scalings, configs = (
-        _for_each(count, "--alpha", alpha),
-        _for_each(count, "--scaling", scaling),
-        _for_each(count, "--config", config),
+        for_each(count, "--alpha", alpha),
+        for_each(count, "--scaling", scaling),
+        for_each(count, "--config", config),
     )
     if alpha is not None and scaling is not None and any(alphas) and any(scalings):
         raise UsageError(Problem("--alpha and --scaling", "both", "one of the two"))
@@ -332,15 +374,6 @@ def _scale_options(
     return [
         ScaleOption(a, s, Path(c) if c is not None else None) for a, s, c in zip(alphas, scalings, configs, strict=True)
     ]
-
-
-def _for_each(count: int, option: str, value: Any) -> list[Any]:
-    values = [value] if value is None or isinstance(value, int | float | str | os.PathLike) else list(value)
-    if len(values) in (0, 1):
-        return (values or [None]) * count
-    if len(values) != count:
-        raise UsageError(Problem(option, f"{len(values)} values", f"one, or one for each of {count} adapters"))
-    return values
 
 
 def _open_inputs(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ckpt_tools.distributed import (
     Gathered,
@@ -25,11 +26,11 @@ from ckpt_tools.progress import Progress
 from ckpt_tools.writing.destination import destination
 from ckpt_tools.writing.outputs import Changes, OutputOptions, default_output, plan_output
 from ckpt_tools.writing.plan import Plan
-from surgery.errors import MismatchError
+from surgery.errors import MismatchError, Problem, UsageError
 from surgery.naming import Role, classify
 from surgery.states import split_optimizer_state
 
-__all__ = ["MergeStrategies", "merge_output", "plan_merged"]
+__all__ = ["MergeStrategies", "for_each", "merge_output", "plan_merged"]
 
 PathLike = str | os.PathLike[str]
 
@@ -119,6 +120,20 @@ class MergeStrategies:
 def _is_optimizer_state(name: str) -> bool:
     """Whether a merge leaves a tensor out anyway, so that nobody has to know how it is cut."""
     return split_optimizer_state(name) is not None
+
+
+def for_each(count: int, option: str, value: Any) -> list[Any]:
+    """What the user gave for each of some adapters: one value for all of them, or one for each.
+
+    Raises:
+        UsageError: There are neither.
+    """
+    values = [value] if value is None or isinstance(value, int | float | str | os.PathLike) else list(value)
+    if len(values) in (0, 1):
+        return (values or [None]) * count
+    if len(values) != count:
+        raise UsageError(Problem(option, f"{len(values)} values", f"one, or one for each of {count} adapters"))
+    return values
 
 
 def merge_output(base: Checkpoint, output: PathLike | None, format: str, target: Strategy | None) -> Path:

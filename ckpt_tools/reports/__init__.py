@@ -19,6 +19,7 @@ from ckpt_tools.reports.manifest import ManifestReport
 from ckpt_tools.reports.merge import AdapterReport, AdapterUse, FoldedWeight, MergeReport
 from ckpt_tools.reports.split import ExtractedLayer, SplitParameter, SplitReport
 from ckpt_tools.reports.transform import TransformedTensor, TransformReport
+from ckpt_tools.reports.unmerge import UnmergeReport
 
 __all__ = [
     "SCHEMA",
@@ -49,4 +50,5 @@ __all__ = [
     "SplitReport",
     "TransformReport",
     "TransformedTensor",
+    "UnmergeReport",
 ]

@@ -92,6 +92,9 @@ class MergeReport(OutputReport):
         dropped: Tensors of the inputs that are not in the output.
         ranks: The ranks whose files were written, as `0-63`, where the output is left to other runs; else None. Then
             `files`, `bytes_read` and `bytes_written` are of these alone.
+        unmerge_patch: Where the patch lies that `unmerge` brings the base back with; None where nobody asked for one.
+        unmerge_patch_bytes: Bytes of its file; None in a dry run.
+        unmerge_patch_share: The same, as a share of the base's weights, 0 to 1.
     """
 
     base: str
@@ -103,3 +106,6 @@ class MergeReport(OutputReport):
     dropped: tuple[DroppedTensor, ...]
     ranks: str | None = None
     command: str = "merge"
+    unmerge_patch: str | None = None
+    unmerge_patch_bytes: int | None = None
+    unmerge_patch_share: float | None = None

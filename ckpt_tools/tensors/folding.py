@@ -159,9 +159,13 @@ class DoraMerged(Folded):
         yield from (self.weight, self.term.left, self.term.right, self.magnitude)
 
     def pieces(self, region: Region, statistics: Statistics | None = None) -> Iterator[np.ndarray]:
-        factor = self._once.get(self._factor)
+        factor = self.factor()
         factor = np.broadcast_to(factor[:, None] if self.axis == 0 else factor, self.weight.shape)
         return _fold(self, (self.term,), region, factor, statistics)
+
+    def factor(self) -> np.ndarray:
+        """What each output feature of W + delta is multiplied with: m / ||W + delta||, in the inner type."""
+        return self._once.get(self._factor)
 
     def _factor(self) -> np.ndarray:
         rows, columns = self.weight.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,7 @@ def execute(
     crc: Mapping[Source, int] | None = None,
     approve: Callable[[Outcome], None] = lambda outcome: None,
     executor: str = "local",
+    resume: bool = True,
 ) -> Outcome:
     """Write a plan's output: all of it, or nothing.
 
@@ -83,6 +85,7 @@ def execute(
         crc: CRC-32s of inputs; those that are read whole anyway are checked on the way.
         approve: Called when everything is written and before it is published; raises to call it off.
         executor: Who fills the files: `local`, `ray` or `ray://HOST:PORT`. The bytes are the same.
+        resume: Take over what a killed run of the same plan, maybe on another machine, completed.
 
     Raises:
         OutputExistsError: The output exists and `force` is not set, another run writes it, or parts of another plan
@@ -95,7 +98,8 @@ def execute(
     budget = budget or Budget()
     outcome = Outcome()
     claim_it = claim_output if part is None else claim_part
-    claim = claim_it(plan.output, plan.digest(), is_folder=plan.is_folder, force=force)
+    digest = plan.digest() if resume else secrets.token_hex(32)
+    claim = claim_it(plan.output, digest, is_folder=plan.is_folder, force=force)
     filler = connect_executor(executor)  # which may take a while, and nothing is there yet that would have to go
     identified = plan.with_identity()
     with hold_interrupts() as held, closing(filler), claim as workspace:

@@ -43,6 +43,7 @@ HEADINGS = {
     reports.TransformReport: "Transform report",
     reports.ManifestReport: "Manifest report",
     reports.TransformedTensor: "Tensor",
+    reports.UnmergeReport: "Unmerge report",
 }
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", types.NoneType: "null"}
 

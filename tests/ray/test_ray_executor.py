@@ -125,7 +125,11 @@ def test_ranks_of_a_transform_have_the_same_bytes(tmp_path: Path) -> None:
             executor=executor,
         )
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
-    assert sorted(contents(tmp_path / "ray")) == ["rank_0/checkpoint_0.ckpt", "rank_1/checkpoint_1.ckpt"]
+    assert sorted(contents(tmp_path / "ray")) == [
+        "pet-manifest.json",
+        "rank_0/checkpoint_0.ckpt",
+        "rank_1/checkpoint_1.ckpt",
+    ]
 
 
 def test_what_all_workers_together_read_whole_is_checked_and_parts_are_kept_for_a_last_call(tmp_path: Path) -> None:

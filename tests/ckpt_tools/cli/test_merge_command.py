@@ -322,3 +322,20 @@ def test_a_run_needs_no_stdin(tmp_path: Path, stdin: str) -> None:
     save(tmp_path / "lora.ckpt", mindpet(PAIRS))
     result = in_shell(f'"$@" {stdin}', "base.ckpt", "lora.ckpt", "--alpha", "8", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_merge_is_undone_bit_for_bit(command: Command, tmp_path: Path) -> None:
+    code, out, _ = command("base.ckpt", "lora.ckpt", "--alpha", "8", "-o", "tuned.ckpt", "--unmerge-patch", "p")
+    assert code == 0
+    assert f"  patch      p, {Path('p').stat().st_size / 1000:.1f} KB, " in out
+    code, out, err = command("--unmerge", "p", "tuned.ckpt", "lora.ckpt")
+    assert (code, err) == (0, "")
+    assert out.startswith("restored tuned.ckpt - lora.ckpt -> tuned-unmerged.ckpt\n")
+    assert f"{len(BASE)} tensors, each bit for bit that of the base" in out
+    assert Path("tuned-unmerged.ckpt").read_bytes() == Path("base.ckpt").read_bytes()
+
+
+def test_undoing_takes_no_options_of_the_merge(command: Command) -> None:
+    code, _, err = command("--unmerge", "p", "tuned.ckpt", "lora.ckpt", "--alpha", "8", "--names", "hf")
+    assert code == 2
+    assert "found --alpha, --names besides" in err

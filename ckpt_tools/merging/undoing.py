@@ -1,0 +1,228 @@
+"""From a merge to the patch that undoes it: which tensor follows from what, and where the patch may go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ckpt_tools.formats import Checkpoint
+from ckpt_tools.formats.model import NamedTensor
+from ckpt_tools.merging.accounting import BaseKeys
+from ckpt_tools.merging.adapters import Adapter, pair_keys
+from ckpt_tools.merging.fold_plan import Fold, FoldPlan
+from ckpt_tools.patching import (
+    Change,
+    FactorRecord,
+    NotRestored,
+    PatchDraft,
+    PatchFacts,
+    TensorRecord,
+    TermRecord,
+    UsedAdapter,
+    is_patch,
+    make_patch,
+    tensor_digest,
+)
+from ckpt_tools.patching.grid import Grid
+from ckpt_tools.patching.prediction import Prediction, merged_fingerprint
+from ckpt_tools.progress import Progress
+from ckpt_tools.tensors.folding import DoraMerged, LowRankTerm
+from ckpt_tools.tensors.lazy import LazyTensor
+from ckpt_tools.tensors.views import Cast, Transposed, reshape, unreshaped
+from ckpt_tools.writing.destination import destination
+from ckpt_tools.writing.memory import Budget
+from ckpt_tools.writing.write import Outcome
+from surgery.errors import OutputExistsError, Problem, UsageError
+
+__all__ = ["check_patch_options", "check_patch_place", "draft_patch", "with_patch"]
+
+PathLike = str | os.PathLike[str]
+
+
+def check_patch_options(path: PathLike, executor: str, ranks: object) -> Path:
+    """The patch's path, where a patch can be made at all.
+
+    Raises:
+        UsageError: The output is written in parts or on other machines.
+    """
+    if not os.fspath(path):
+        raise UsageError(Problem("--unmerge-patch", "an empty path", "a path for the patch"))
+    if ranks is not None:
+        found = "--ranks, which leaves the output to several runs"
+        raise UsageError(Problem("--unmerge-patch", found, "one run that writes all of the output", "Leave one out"))
+    if executor != "local":
+        # Another processor's BLAS may round a sum to other bits than those that the patch is made for.
+        found = f"--executor {executor}"
+        raise UsageError(Problem("--unmerge-patch", found, "an output that this machine writes", "Leave one out"))
+    return destination(path)
+
+
+def check_patch_place(path: Path, output: Path, inputs: Iterable[Path], *, force: bool) -> None:
+    """Make sure that the patch's path is free, or holds an earlier patch that may be replaced.
+
+    Args:
+        path: Where the patch goes.
+        output: Where the merged model goes.
+        inputs: What the user gave, and the files that are read.
+        force: Whether an existing patch may be replaced.
+
+    Raises:
+        UsageError: It is, or lies in, the output or an input.
+        OutputExistsError: There is something already, and it may not be replaced.
+    """
+    option, place = f"--unmerge-patch {path}", path.resolve()
+    if output.resolve() in (place, *place.parents):
+        raise UsageError(Problem(option, "a path that is, or lies in, the output", "a path of its own"))
+    for given in inputs:
+        if given.resolve() in (place, *(place.parents if given.is_dir() else ())):
+            raise UsageError(Problem(option, f"a path that is, or lies in, the input {given}", "a path of its own"))
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_file() or not is_patch(path):
+        remedy = "Remove it yourself, or choose another path"
+        raise OutputExistsError(Problem(option, "something that is no patch", "an earlier patch to replace", remedy))
+    if not force:
+        remedy = "Choose another, or replace it with --force"
+        raise OutputExistsError(Problem(option, "it exists already", "a free path", remedy))
+
+
+def draft_patch(
+    path: Path,
+    base: Checkpoint,
+    keys: BaseKeys,
+    adapters: Sequence[Adapter],
+    folds: FoldPlan,
+    outputs: Sequence[NamedTensor],
+    renamed: Mapping[str, str],
+    *,
+    output: Path,
+    base_fingerprint: str,
+    is_combined: bool,
+    config_changes: bool,
+) -> PatchDraft:
+    """What a patch says, and how each tensor is compared. The adapters are read.
+
+    Args:
+        path: Where the patch goes.
+        base: The base.
+        keys: Its keys.
+        adapters: What is merged.
+        folds: What happens to each weight.
+        outputs: The tensors of the merged model, under the base's names.
+        renamed: The base's name to the merged model's, where they differ.
+        output: Where the merged model goes.
+        base_fingerprint: The fingerprint of the base's weights.
+        is_combined: Whether the base holds the adapter.
+        config_changes: Whether the merged model has another `config.json`.
+    """
+    merged = dict(outputs)
+    known = _Digests()
+    records, changes = [], []
+    for name in keys.weights:
+        record, change = _change(name, base.tensors[name], merged[name], folds.folds.get(name), known)
+        changes.append(change)
+        records.append(TensorRecord(name, renamed.get(name, name), *record))
+    left = [NotRestored(name, role.value) for name, role in keys.states.items()]
+    left += [NotRestored(name, "adapter") for name in keys.adapter]
+    config = base.path / "config.json"
+    facts = PatchFacts(
+        tensors=tuple(records),
+        adapters=tuple(
+            UsedAdapter(_text(one.path.name), one.digest, _adapter_tensors(one, known, is_combined)) for one in adapters
+        ),
+        merged_file=_text(output.name),
+        merged_fingerprint=merged_fingerprint({renamed.get(name, name): merged[name] for name in keys.weights}),
+        base_file=_text(base.path.name),
+        base_fingerprint=base_fingerprint,
+        base_metadata=base.metadata,
+        base_config=config.read_text(encoding="utf-8") if config_changes else None,
+        not_restored=tuple(left),
+    )
+    return PatchDraft(path, facts, tuple(changes))
+
+
+@contextmanager
+def with_patch(
+    draft: PatchDraft | None,
+    approve: Callable[[Outcome], None],
+    *,
+    force: bool,
+    budget: Budget,
+    progress: Progress,
+) -> Iterator[tuple[Callable[[Outcome], None], int | None]]:
+    """Make a patch, and publish it with the merged model or not at all.
+
+    Args:
+        draft: The patch; None for none.
+        approve: What else approves of the merged model.
+        force: Whether an existing patch may be replaced.
+        budget: Threads and memory.
+        progress: Told how far it is.
+
+    Yields:
+        What approves of the merged model and publishes the patch; bytes of the patch.
+    """
+    if draft is None:
+        yield approve, None
+        return
+    with make_patch(draft, force=force, budget=budget, progress=progress) as made:
+
+        def publish(outcome: Outcome) -> None:
+            approve(outcome)
+            made.publish()
+
+        yield publish, made.nbytes
+
+
+def _change(name: str, base: LazyTensor, merged: LazyTensor, fold: Fold | None, known: _Digests):  # type: ignore[no-untyped-def]
+    if fold is None and not isinstance(merged, Cast):
+        grid = Grid.of(base.shape)
+        same = Change(reshape(base, grid.matrix), None, grid, Prediction(base.dtype))
+        return (base.dtype, base.shape, grid), same
+    # A bias is added to as a vector, and a replaced weight follows from nothing: these are predicted as they became.
+    terms = tuple(fold.terms) if fold is not None and not fold.is_replaced and not fold.vectors else ()
+    grid = Grid.of_matrix(fold.matrix_shape) if terms and fold is not None else Grid.of(base.shape)
+    produced = unreshaped(merged)
+    dora = produced if terms and isinstance(produced, DoraMerged) else None
+    prediction = Prediction(base.dtype, terms, axis=dora.axis if dora is not None else 0)
+    result = produced if produced.shape == grid.matrix else reshape(merged, grid.matrix)
+    change = Change(reshape(base, grid.matrix), result, grid, prediction, dora)
+    records = tuple(_term_record(term, known) for term in terms)
+    return (base.dtype, base.shape, grid, records, dora.axis if dora is not None else None), change
+
+
+def _term_record(term: LowRankTerm, known: _Digests) -> TermRecord:
+    return TermRecord(_factor_record(term.left, known), _factor_record(term.right, known), term.scaling)
+
+
+def _factor_record(factor: LazyTensor, known: _Digests) -> FactorRecord:
+    tensor = factor.source if isinstance(factor, Transposed) else factor
+    return FactorRecord(known.of(tensor), tensor.shape, tensor is not factor)
+
+
+def _adapter_tensors(adapter: Adapter, known: _Digests, is_combined: bool) -> dict[str, str]:
+    names = [name for pair in adapter.group.pairs for name in pair_keys(pair)]
+    names += [] if is_combined else [parameter.name for parameter in adapter.group.weights]
+    return {known.of(adapter.tensors[name]): name for name in names}
+
+
+class _Digests:
+    """Digests of tensors, each of which is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def of(self, tensor: LazyTensor) -> str:
+        tensor = unreshaped(tensor)
+        runs = tensor.byte_runs()
+        key = repr((tensor.dtype, runs)) if runs is not None else repr(tensor)
+        if key not in self._known:
+            self._known[key] = tensor_digest(tensor)
+        return self._known[key]
+
+
+def _text(file_name: str) -> str:
+    """A file's name, which may be any bytes, as text that a header can hold."""
+    return os.fsencode(file_name).decode("utf-8", "backslashreplace")
