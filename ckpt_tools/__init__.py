@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from ckpt_tools.formats import Checkpoint, open_checkpoint
     from ckpt_tools.injecting import inject
     from ckpt_tools.merging import merge
-    from ckpt_tools.reports import InjectReport, MergeReport, SplitReport, TransformReport
+    from ckpt_tools.reports import InjectReport, MergeReport, SplitReport, TransformReport, VerifyReport
     from ckpt_tools.saving import save_checkpoint
     from ckpt_tools.splitting import split
     from ckpt_tools.transforming import transform
+    from ckpt_tools.verifying import verify
 
 __all__ = [
     "Checkpoint",
@@ -23,12 +24,14 @@ __all__ = [
     "MergeReport",
     "SplitReport",
     "TransformReport",
+    "VerifyReport",
     "inject",
     "merge",
     "open_checkpoint",
     "save_checkpoint",
     "split",
     "transform",
+    "verify",
 ]
 
 _HOMES = {
@@ -37,12 +40,14 @@ _HOMES = {
     "MergeReport": "ckpt_tools.reports",
     "SplitReport": "ckpt_tools.reports",
     "TransformReport": "ckpt_tools.reports",
+    "VerifyReport": "ckpt_tools.reports",
     "inject": "ckpt_tools.injecting",
     "merge": "ckpt_tools.merging",
     "open_checkpoint": "ckpt_tools.formats",
     "save_checkpoint": "ckpt_tools.saving",
     "split": "ckpt_tools.splitting",
     "transform": "ckpt_tools.transforming",
+    "verify": "ckpt_tools.verifying",
 }
 
 

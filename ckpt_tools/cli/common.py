@@ -21,7 +21,7 @@ from surgery.version import __version__
 
 if TYPE_CHECKING:
     from ckpt_tools.progress import Progress
-    from ckpt_tools.reports import InjectReport, MergeReport, SplitReport, TransformReport
+    from ckpt_tools.reports import InjectReport, MergeReport, SplitReport, TransformReport, VerifyReport
 
 __all__ = [
     "HELP",
@@ -46,7 +46,7 @@ _BUG = 1
 _IO_FAILED = 7
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Report = TypeVar("Report", "InjectReport", "MergeReport", "SplitReport", "TransformReport")
+Report = TypeVar("Report", "InjectReport", "MergeReport", "SplitReport", "TransformReport", "VerifyReport")
 
 
 def output_options(command: Command) -> Command:

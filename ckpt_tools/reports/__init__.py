@@ -5,6 +5,7 @@ from ckpt_tools.reports.inject import AddedParameter, InjectReport, NearMiss
 from ckpt_tools.reports.merge import AdapterReport, AdapterUse, FoldedWeight, MergeReport
 from ckpt_tools.reports.split import ExtractedLayer, SplitParameter, SplitReport
 from ckpt_tools.reports.transform import TransformedTensor, TransformReport
+from ckpt_tools.reports.verify import Offender, VerifiedWeight, VerifyReport
 
 __all__ = [
     "SCHEMA",
@@ -17,10 +18,13 @@ __all__ = [
     "InjectReport",
     "MergeReport",
     "NearMiss",
+    "Offender",
     "OutputReport",
     "Report",
     "SplitParameter",
     "SplitReport",
     "TransformReport",
     "TransformedTensor",
+    "VerifiedWeight",
+    "VerifyReport",
 ]
