@@ -45,6 +45,7 @@ __all__ = ["main", "merge_command"]
 @click.option("--allow-other-base", is_flag=True, help="Accept another BASE than the one that an ADAPTER was made of.")
 @click.option("--allow-nonfinite", is_flag=True, help="Accept NaN, Inf and overflows.")
 @click.option("--check-crc/--no-check-crc", default=True, show_default=True, help="Check the CRC-32 of .ckpt inputs.")
+@click.option("--verify", is_flag=True, help="Prove the written files, as pet-verify --strict, before they appear.")
 @output_options
 @common_options
 def merge_command(
@@ -77,7 +78,8 @@ def merge_command(
 
     \b
     Exit codes:  0 done   2 usage   3 input missing   4 input corrupt   5 inputs don't fit together
-                 7 no room, no memory, I/O error   8 output exists   130 interrupted
+                 6 verification failed   7 no room, no memory, I/O error   8 output exists
+                 130 interrupted
     """  # noqa: D301 - click reads \b as "keep these lines"
     from ckpt_tools.cli.summary import summarise
     from ckpt_tools.merging import merge

@@ -187,8 +187,8 @@ def _for_adapters(count: int, value: PathLike | Sequence[PathLike] | None) -> li
     if value is None or isinstance(value, str | os.PathLike):
         return [value] * count
     values: list[PathLike | None] = list(value)
-    if len(values) == 1:
-        return values * count
+    if len(values) <= 1:
+        return (values or [None]) * count
     if len(values) != count:
         raise UsageError(Problem("--adapter-strategy", f"{len(values)} values", f"one, or one for each of {count}"))
     return values

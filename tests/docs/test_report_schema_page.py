@@ -31,6 +31,9 @@ HEADINGS = {
     reports.NearMiss: "Miss",
     reports.TransformReport: "Transform report",
     reports.TransformedTensor: "Tensor",
+    reports.VerifyReport: "Verify report",
+    reports.VerifiedWeight: "Verified",
+    reports.Offender: "Offender",
 }
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", types.NoneType: "null"}
 

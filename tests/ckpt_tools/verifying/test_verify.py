@@ -243,4 +243,4 @@ def test_a_nan_in_the_result_is_found() -> None:
 def test_threads_change_nothing() -> None:
     one, two = (verify("base.ckpt", "lora.ckpt", merged="merged.ckpt", alpha=8, threads=n) for n in (1, 2))
     assert one.weights == two.weights
-    assert RANK == one.weights[0].adapters[0].rank
+    assert one.weights[0].adapters[0].rank == RANK
