@@ -24,7 +24,7 @@ def merge_with_peft(base: Path, adapter: Path, output: Path, dtype: str, autocas
         model = PeftModel.from_pretrained(network, adapter, autocast_adapter_dtype=autocast)
         if scale != 1.0:
             for module in model.modules():
-                if hasattr(module, "scaling"):
+                if isinstance(getattr(module, "scaling", None), dict):
                     module.scaling = {name: value * scale for name, value in module.scaling.items()}
         model.merge_and_unload().save_pretrained(output)
     return output

@@ -14,7 +14,7 @@ from surgery.errors import VerificationError
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("adapter_dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("adapter_dtype", ["fp32", "fp16"])  # MindSpore has no product of bfloat16 on a CPU
 def test_a_merge_of_mindformers_is_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, adapter_dtype: str
 ) -> None:
