@@ -32,6 +32,8 @@ def _facts(report: VerifyReport) -> list[tuple[str, str]]:
         worst = max(measured, key=lambda weight: weight.error_ulp or 0.0)
         at = f"{worst.name} {list(worst.error_at)}" if worst.error_at is not None else worst.name
         facts.append(("error", f"at most {worst.error_ulp:.4g} ULP of the result, at {at}"))
+        limit = max(weight.error_of_limit or 0.0 for weight in measured)
+        facts.append(("limit", f"errors take at most {100 * limit:.3g} % of what rounding may"))
         shares = [weight.swamped_share or 0.0 for weight in measured]
         facts.append(("rounding", f"swallowed the change of {100 * median(shares):.3g} % of the elements (median)"))
     if report.sample < 1:

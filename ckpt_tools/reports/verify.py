@@ -41,6 +41,7 @@ class VerifiedWeight:
         beyond: Elements that are further from the exact value than is allowed.
         error_ulp: The largest error, in units in the last place of the exact value; None of a replaced weight.
         error_at: The index of that element.
+        error_of_limit: The largest error in shares of the element's limit: 1 at most where all is well.
         unchanged_share: Share of the elements, 0 to 1, that are the base's in the type of the merged checkpoint.
         swamped_share: Share of those that are so though the adapter changes them: it is less than half a unit.
         relative_delta: Norm of the exact change over the norm of the weight.
@@ -56,6 +57,7 @@ class VerifiedWeight:
     beyond: int
     error_ulp: float | None = None
     error_at: tuple[int, ...] | None = None
+    error_of_limit: float | None = None
     unchanged_share: float | None = None
     swamped_share: float | None = None
     relative_delta: float | None = None

@@ -26,6 +26,7 @@ class Measured:
         wrong: Elements beyond what is allowed.
         worst: The largest error, in units in the last place of the exact value.
         worst_at: Where it is.
+        of_limit: The largest error in shares of its limit.
         first: The first wrong elements: index, what is there, what should be.
         as_before: Elements that are the weight before in the output's type.
         swamped: Elements that are so, and would be if merged exactly.
@@ -41,6 +42,7 @@ class Measured:
     wrong: int = 0
     worst: float = 0.0
     worst_at: tuple[int, ...] | None = None
+    of_limit: float = 0.0
     first: list[tuple[tuple[int, ...], float, float]] = field(default_factory=list)
     as_before: int = 0
     swamped: int = 0
@@ -55,6 +57,7 @@ class Measured:
         """Add another rectangle's, which lies behind this one's."""
         if other.worst > self.worst or self.worst_at is None:
             self.worst, self.worst_at = other.worst, other.worst_at
+        self.of_limit = max(self.of_limit, other.of_limit)
         self.first = (self.first + other.first)[:_KEPT]
         for name in ("elements", "wrong", "as_before", "swamped", "before_square", "delta_square", "error_square"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -110,7 +113,9 @@ def compare_fold(fold: ExactFold, found: LazyTensor, region: Region, max_ulp: fl
         if not (np.isfinite(tile.exact).all() and np.isfinite(actual).all()):
             _judge_nonfinite(tile.exact, actual, bound, fold.dtype, wrong, ratio, error)
         delta = tile.exact - tile.before
-        return _measure(tile.before, tile.exact, actual, delta, error, ratio, wrong, region, fold.dtype)
+        measured = _measure(tile.before, tile.exact, actual, delta, error, ratio, wrong, region, fold.dtype)
+        measured.of_limit = float(np.max(np.abs(error) / bound, initial=0.0, where=np.isfinite(error)))
+        return measured
 
 
 def _judge_nonfinite(

@@ -195,6 +195,7 @@ def _weight(job: _Job, measured: Measured) -> VerifiedWeight:
         beyond=measured.wrong,
         error_ulp=measured.worst if is_updated else None,
         error_at=index if is_updated else None,
+        error_of_limit=measured.of_limit if is_updated else None,
         unchanged_share=measured.as_before / elements if is_updated else None,
         swamped_share=measured.swamped / elements if is_updated else None,
         relative_delta=change if is_updated else None,

@@ -43,7 +43,10 @@ def test_a_merge_of_peft_is_verified(
     adapter = write_adapter(LLAMA, base, tmp_path / "adapter", config)
     merged = merge_with_peft(base, adapter, tmp_path / "merged", dtype, autocast)
     report = verify(base, adapter, merged=merged)
-    print(f"\n{base_dtype} -> {dtype}, autocast {autocast}, {options}: {report.largest_error_ulp:.3g} ULP")
+    print(
+        f"\n{base_dtype} -> {dtype}, autocast {autocast}, {options}: {report.largest_error_ulp:.3g} ULP, of the limit "
+        f"{max(w.error_of_limit or 0 for w in report.weights):.2f}"
+    )
     assert len(report.weights) == 14
 
 

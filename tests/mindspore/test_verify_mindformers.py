@@ -25,6 +25,9 @@ def test_a_merge_of_mindformers_is_verified(
     runpy.run_module("mindformers.tools.transform_ckpt_lora", run_name="__main__")
     merged = tmp_path / "theirs" / "merged_lora.ckpt"
     report = verify(trained, merged=merged, alpha=8)
-    print(f"\n{dtype}, adapter {adapter_dtype}: {report.largest_error_ulp:.3g} ULP")
+    print(
+        f"\n{dtype}, adapter {adapter_dtype}: {report.largest_error_ulp:.3g} ULP, of the limit "
+        f"{max(w.error_of_limit or 0 for w in report.weights):.2f}"
+    )
     with pytest.raises(VerificationError, match="scal"):
         verify(trained, merged=merged, alpha=4)
