@@ -16,24 +16,29 @@ if TYPE_CHECKING:
     from ckpt_tools.reports import (
         InjectReport,
         InspectReport,
+        ManifestReport,
         MergeReport,
         SplitReport,
         TransformReport,
         UnmergeReport,
+        VerifyReport,
     )
     from ckpt_tools.saving import save_checkpoint
     from ckpt_tools.splitting import split
     from ckpt_tools.transforming import transform
     from ckpt_tools.unmerging import unmerge
+    from ckpt_tools.verifying import verify, verify_output
 
 __all__ = [
     "Checkpoint",
     "InjectReport",
     "InspectReport",
+    "ManifestReport",
     "MergeReport",
     "SplitReport",
     "TransformReport",
     "UnmergeReport",
+    "VerifyReport",
     "inject",
     "inspect_checkpoint",
     "merge",
@@ -42,16 +47,20 @@ __all__ = [
     "split",
     "transform",
     "unmerge",
+    "verify",
+    "verify_output",
 ]
 
 _HOMES = {
     "Checkpoint": "ckpt_tools.formats",
     "InjectReport": "ckpt_tools.reports",
     "InspectReport": "ckpt_tools.reports",
+    "ManifestReport": "ckpt_tools.reports",
     "MergeReport": "ckpt_tools.reports",
     "SplitReport": "ckpt_tools.reports",
     "TransformReport": "ckpt_tools.reports",
     "UnmergeReport": "ckpt_tools.reports",
+    "VerifyReport": "ckpt_tools.reports",
     "inject": "ckpt_tools.injecting",
     "inspect_checkpoint": "ckpt_tools.inspecting",
     "merge": "ckpt_tools.merging",
@@ -60,6 +69,8 @@ _HOMES = {
     "split": "ckpt_tools.splitting",
     "transform": "ckpt_tools.transforming",
     "unmerge": "ckpt_tools.unmerging",
+    "verify": "ckpt_tools.verifying",
+    "verify_output": "ckpt_tools.verifying",
 }
 
 

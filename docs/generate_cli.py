@@ -12,8 +12,9 @@ from ckpt_tools.cli.inspect import inspect_command
 from ckpt_tools.cli.merge import merge_command
 from ckpt_tools.cli.split import split_command
 from ckpt_tools.cli.transform import transform_command
+from ckpt_tools.cli.verify import verify_command
 
-COMMANDS = (inject_command, inspect_command, merge_command, split_command, transform_command)
+COMMANDS = (inject_command, inspect_command, merge_command, split_command, transform_command, verify_command)
 PAGE = Path(__file__).with_name("cli.md")
 
 _WIDTH = 100

@@ -58,6 +58,7 @@ __all__ = ["main", "merge_command"]
     metavar="FILE",
     help="The other way round: restore the base of the merged model that BASE is, by the patch FILE.",
 )
+@click.option("--verify", is_flag=True, help="Prove the written files, as pet-verify --strict, before they appear.")
 @output_options
 @common_options
 @page_option
@@ -98,7 +99,7 @@ def merge_command(
 
     \b
     Exit codes:  0 done   2 usage   3 input missing   4 input corrupt   5 inputs don't fit together
-                 6 what was restored is not the base   7 no room, no memory, I/O error   8 output exists
+                 6 verification failed   7 no room, no memory, I/O error   8 output exists
                  130 interrupted
     """  # noqa: D301 - click reads \b as "keep these lines"
     from ckpt_tools.cli.summary import summarise

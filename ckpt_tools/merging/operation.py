@@ -89,6 +89,7 @@ def merge(
     allow_nonfinite: bool = False,
     allow_other_base: bool = False,
     check_crc: bool = True,
+    verify: bool = False,
     force: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
@@ -125,6 +126,8 @@ def merge(
         allow_nonfinite: Accept NaN, Inf and overflows.
         allow_other_base: Accept a base that is not the one whose fingerprint an adapter has.
         check_crc: Check the CRC-32 of inputs that have one; costs a read of them.
+        verify: Prove of the written files, before they are published, that they are base plus adapters, as
+            `ckpt_tools.verify` does it strictly; not with `ranks`.
         force: Replace an existing output.
         dry_run: Plan and check, write nothing.
         threads: By default one for each core.
@@ -140,6 +143,7 @@ def merge(
         CorruptInputError: An input breaks its format.
         MismatchError: The inputs do not fit together; all problems at once.
         NonFiniteError: NaN, Inf or an overflow.
+        VerificationError: With `verify`, what was written is something else; nothing is published.
         ResourceError: No room, no memory, an I/O error, no cluster.
         MissingExtraError: The executor's package is not installed.
         OutputExistsError: The output exists and `force` is not set.
@@ -150,6 +154,9 @@ def merge(
     patch_path = None if unmerge_patch is None else check_patch_options(unmerge_patch, executor, selected)
     if dtype not in _DTYPES:
         raise UsageError(Problem("--dtype", dtype, ", ".join(_DTYPES)))
+    if verify and selected is not None:
+        remedy = "Give it to the last call, without --ranks, which publishes the output"
+        raise UsageError(Problem("--verify and --ranks", "both", "a whole output", remedy))
     options = _scale_options(max(len(adapters), 1), alpha, scaling, config)
     each = for_each(len(adapters), "--adapter-strategy", adapter_strategy)
     strategies = MergeStrategies.read(src_strategy, each, dst_strategy, replicated)
@@ -196,6 +203,12 @@ def merge(
     def approve(outcome: Outcome) -> None:
         if not allow_nonfinite:
             _refuse_nonfinite(outcome)
+        if verify:
+            from ckpt_tools.verifying.before_publishing import verify_written  # which builds on this package
+
+            assert outcome.content is not None
+            written = outcome.content if plan.is_folder else outcome.content / plan.output.name
+            verify_written(written, inputs.base.tensors, inputs.weights, folds, renamed, strategies, budget, progress)
 
     patch = None if patch_path is None else draft.patch(patch_path, plan, renamed)
     with with_patch(patch, approve, force=force, budget=budget, progress=progress) as (approve_all, size):

@@ -20,6 +20,7 @@ from ckpt_tools.reports.merge import AdapterReport, AdapterUse, FoldedWeight, Me
 from ckpt_tools.reports.split import ExtractedLayer, SplitParameter, SplitReport
 from ckpt_tools.reports.transform import TransformedTensor, TransformReport
 from ckpt_tools.reports.unmerge import UnmergeReport
+from ckpt_tools.reports.verify import Offender, VerifiedWeight, VerifyReport
 
 __all__ = [
     "SCHEMA",
@@ -41,6 +42,7 @@ __all__ = [
     "ManifestReport",
     "MergeReport",
     "NearMiss",
+    "Offender",
     "OtherShape",
     "OutputReport",
     "RankGroup",
@@ -51,4 +53,6 @@ __all__ = [
     "TransformReport",
     "TransformedTensor",
     "UnmergeReport",
+    "VerifiedWeight",
+    "VerifyReport",
 ]

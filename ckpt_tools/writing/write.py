@@ -42,6 +42,7 @@ class Outcome:
         written: The checkpoint files among them.
         resumed: Files that a killed run of the same plan had completed, and this one took over.
         checked: Paths of inputs that have a CRC-32 and were read whole: it is theirs.
+        content: The folder in which the written files wait to be published.
     """
 
     measured: Measured = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Outcome:
     written: list[str] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
+    content: Path | None = None
 
     @property
     def statistics(self) -> dict[str, Statistics]:
@@ -103,6 +105,7 @@ def execute(
     filler = connect_executor(executor)  # which may take a while, and nothing is there yet that would have to go
     identified = plan.with_identity()
     with hold_interrupts() as held, closing(filler), claim as workspace:
+        outcome.content = workspace.content
         if part is not None:
             held.consequence = "what was complete is kept"
         try:

@@ -44,6 +44,9 @@ HEADINGS = {
     reports.ManifestReport: "Manifest report",
     reports.TransformedTensor: "Tensor",
     reports.UnmergeReport: "Unmerge report",
+    reports.VerifyReport: "Verify report",
+    reports.VerifiedWeight: "Verified",
+    reports.Offender: "Offender",
 }
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", types.NoneType: "null"}
 

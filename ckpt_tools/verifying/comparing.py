@@ -1,0 +1,180 @@
+"""One tensor of a merged checkpoint beside what it must be: errors, and what tells where they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ckpt_tools.tensors.dtypes import DType
+from ckpt_tools.tensors.lazy import LazyTensor, Region
+from ckpt_tools.tensors.views import reshape
+from ckpt_tools.verifying.exact import ExactFold
+from ckpt_tools.verifying.rounding import largest, round_to, ulp
+
+__all__ = ["Measured", "compare_cast", "compare_fold", "compare_same"]
+
+_KEPT = 2
+
+
+@dataclass(slots=True)
+class Measured:
+    """What comparing gave; that of several rectangles adds up.
+
+    Attributes:
+        elements: Elements that were compared.
+        wrong: Elements beyond what is allowed.
+        worst: The largest error, in units in the last place of the exact value.
+        worst_at: Where it is.
+        of_limit: The largest error in shares of its limit.
+        first: The first wrong elements: index, what is there, what should be.
+        as_before: Elements that are the weight before in the output's type.
+        swamped: Elements that are so, and would be if merged exactly.
+        before_square: Sum of squares of the weight before.
+        delta_square: Sum of squares of the exact change.
+        error_square: Sum of squares of the error.
+        error_delta: Sum of error * exact change.
+        pull: The same over the elements that are not the nearest to the exact value.
+        pull_square: Sum of the squares of its terms.
+    """
+
+    elements: int = 0
+    wrong: int = 0
+    worst: float = 0.0
+    worst_at: tuple[int, ...] | None = None
+    of_limit: float = 0.0
+    first: list[tuple[tuple[int, ...], float, float]] = field(default_factory=list)
+    as_before: int = 0
+    swamped: int = 0
+    before_square: float = 0.0
+    delta_square: float = 0.0
+    error_square: float = 0.0
+    error_delta: float = 0.0
+    pull: float = 0.0
+    pull_square: float = 0.0
+
+    def add(self, other: Measured) -> None:
+        """Add another rectangle's, which lies behind this one's."""
+        if other.worst > self.worst or self.worst_at is None:
+            self.worst, self.worst_at = other.worst, other.worst_at
+        self.of_limit = max(self.of_limit, other.of_limit)
+        self.first = (self.first + other.first)[:_KEPT]
+        for name in ("elements", "wrong", "as_before", "swamped", "before_square", "delta_square", "error_square"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("error_delta", "pull", "pull_square"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+def compare_same(expected: LazyTensor, found: LazyTensor, region: Region) -> Measured:
+    """Byte for byte."""
+    one, other = expected.read(region), found.read(region)
+    first, second = (np.ascontiguousarray(values).reshape(-1).view(np.uint8) for values in (one, other))
+    measured = Measured(elements=one.size)
+    if not np.array_equal(first, second):
+        wrong = (first != second).reshape(one.size, -1).any(1)
+        measured.wrong = int(np.count_nonzero(wrong))
+        for flat in np.flatnonzero(wrong)[:_KEPT]:
+            place = _index(region, one.shape, int(flat))
+            measured.first.append((place, _number(other.reshape(-1)[flat]), _number(one.reshape(-1)[flat])))
+    return measured
+
+
+def compare_cast(expected: LazyTensor, found: LazyTensor, region: Region) -> Measured:
+    """The weight, rounded to nearest even in the type of what was found."""
+    exact = round_to(expected.read(region).astype(np.float64), found.dtype)
+    actual = found.read(region).astype(np.float64)
+    same = (exact == actual) & (np.signbit(exact) == np.signbit(actual)) | (np.isnan(exact) & np.isnan(actual))
+    measured = Measured(elements=exact.size, wrong=int(exact.size - np.count_nonzero(same)))
+    if measured.wrong:
+        for flat in np.flatnonzero(~same.reshape(-1))[:_KEPT]:
+            place = _index(region, exact.shape, int(flat))
+            measured.first.append((place, float(actual.reshape(-1)[flat]), float(exact.reshape(-1)[flat])))
+    return measured
+
+
+def compare_fold(fold: ExactFold, found: LazyTensor, region: Region, max_ulp: float | None) -> Measured:
+    """A weight with adapters folded in; `region` is one of `fold.shape`.
+
+    Args:
+        fold: What it must be.
+        found: What was found, in the type of the fold.
+        region: Whole rows.
+        max_ulp: How far it may be, in units in the last place of the exact value, instead of the fold's bound.
+    """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        tile = fold.tile(region)
+        actual = reshape(found, fold.shape).read(region).astype(np.float64)
+        error = actual - tile.exact
+        unit = ulp(tile.exact, fold.dtype)
+        bound = tile.bound if max_ulp is None else max_ulp * unit
+        size = np.abs(error)
+        ratio = size / unit
+        wrong = ~(size <= bound)
+        if not (np.isfinite(tile.exact).all() and np.isfinite(actual).all()):
+            _judge_nonfinite(tile.exact, actual, bound, fold.dtype, wrong, ratio, error)
+        delta = tile.exact - tile.before
+        measured = _measure(tile.before, tile.exact, actual, delta, error, ratio, wrong, region, fold.dtype)
+        measured.of_limit = float(np.max(np.abs(error) / bound, initial=0.0, where=np.isfinite(error)))
+        return measured
+
+
+def _judge_nonfinite(
+    exact: np.ndarray,
+    actual: np.ndarray,
+    bound: np.ndarray,
+    dtype: DType,
+    wrong: np.ndarray,
+    ratio: np.ndarray,
+    error: np.ndarray,
+) -> None:
+    """NaN where NaN is due, Inf where the exact value is Inf or rounds to it; everything else is infinitely wrong."""
+    overflows = np.abs(exact) + bound > largest(dtype)
+    right = np.isnan(exact) & np.isnan(actual) | (exact == actual)
+    right |= overflows & np.isinf(actual) & (np.signbit(actual) == np.signbit(exact))
+    odd = ~(np.isfinite(exact) & np.isfinite(actual))
+    wrong[odd] = ~right[odd]
+    ratio[odd] = np.where(right[odd], 0.0, np.inf)
+    error[odd] = 0.0
+
+
+def _measure(
+    before: np.ndarray,
+    exact: np.ndarray,
+    actual: np.ndarray,
+    delta: np.ndarray,
+    error: np.ndarray,
+    ratio: np.ndarray,
+    wrong: np.ndarray,
+    region: Region,
+    dtype: DType,
+) -> Measured:
+    measured = Measured(elements=exact.size, wrong=int(np.count_nonzero(wrong)))
+    delta = np.where(np.isfinite(delta), delta, 0.0) if not np.isfinite(delta).all() else delta
+    worst = int(np.argmax(ratio))
+    measured.worst, measured.worst_at = float(ratio.reshape(-1)[worst]), _index(region, exact.shape, worst)
+    kept = actual == round_to(before, dtype)
+    measured.as_before = int(np.count_nonzero(kept))
+    measured.swamped = int(np.count_nonzero(kept & (ratio <= 0.5) & (delta != 0)))
+    flat, change = error.reshape(-1), delta.reshape(-1)
+    measured.before_square = float(np.vdot(before, before))
+    measured.delta_square = float(change @ change)
+    measured.error_square = float(flat @ flat)
+    measured.error_delta = float(flat @ change)
+    off = np.flatnonzero(ratio.reshape(-1) > 0.5)
+    products = flat[off] * change[off]
+    measured.pull, measured.pull_square = float(products.sum()), float(products @ products)
+    for index in np.flatnonzero(wrong)[:_KEPT]:
+        place = _index(region, exact.shape, int(index))
+        measured.first.append((place, float(actual.reshape(-1)[index]), float(exact.reshape(-1)[index])))
+    return measured
+
+
+def _index(region: Region, shape: tuple[int, ...], flat: int) -> tuple[int, ...]:
+    return tuple(int(i) + start for i, (start, _) in zip(np.unravel_index(flat, shape), region, strict=True))
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return float("nan")
