@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ckpt_tools.cli.common import HELP, PATH, make_progress, print_report, run
+from ckpt_tools.cli.page import page_option, page_writer
 from surgery.errors import Problem, VerificationError
 from surgery.version import __version__
 
@@ -53,6 +54,8 @@ __all__ = ["inspect_command", "main"]
     help="Names to compare under; a file has PATH's names and OTHER's.",
 )
 @click.option("--exit-code", is_flag=True, help="Exit with 6 where PATH and OTHER differ.")
+@page_option
+@click.option("--force", is_flag=True, help="Replace an existing page.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no tables.")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads.  [default: one for each core]")
@@ -62,6 +65,8 @@ def inspect_command(
     *,
     list_all: bool,
     exit_code: bool,
+    html: str | None,
+    force: bool,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -78,6 +83,7 @@ def inspect_command(
       pet-inspect output/checkpoint --src-strategy output/strategy
       pet-inspect base.ckpt merged.safetensors
       pet-inspect base.ckpt Llama-3-8B/ --names hf --exit-code -q
+      pet-inspect my-peft-adapter/ --spectra --html adapter.html
 
     PATH is any checkpoint that pet-merge reads, a folder of rank_N folders with or without its strategy, or a
     strategy: a file, or a folder with those of all stages. Headers are read, and of the contents the few bytes of
@@ -98,7 +104,9 @@ def inspect_command(
 
     keep_freed_memory()
     allow_open_files()
+    write_page = page_writer(html, {**options, "force": force}, path)
     report = inspect_checkpoint(path, progress=make_progress(quiet), **options)
+    write_page(report)
     print_report(report, lambda found: summarise(found, list_all=list_all), as_json=as_json, quiet=quiet)
     if exit_code and report.comparison is not None and not report.comparison.equal:
         differing = sum(not tensor.equal_bits for tensor in report.comparison.tensors)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ckpt_tools.cli.common import HELP, PATH, make_progress, print_report, run
+from ckpt_tools.cli.page import page_option, page_writer
 from surgery.errors import VerificationError
 from surgery.version import __version__
 
@@ -78,18 +79,22 @@ __all__ = ["main", "verify_command"]
     "--sign-key", type=PATH, metavar="FILE", help="A private key: sign MERGED, which is alone, when it passed."
 )
 @click.option("--signature", type=PATH, metavar="FILE", help="The detached signature.  [default: MERGED.sig]")
+@page_option
+@click.option("--force", is_flag=True, help="Replace an existing page.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no summary.")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads.  [default: one for each core]")
 @click.option("--max-memory", metavar="SIZE", help="Anonymous memory at most, e.g. 512MB.")
 @click.version_option(__version__, message="%(prog)s %(version)s")
-def verify_command(paths: tuple[str, ...], *, as_json: bool, quiet: bool, **options: Any) -> None:
+def verify_command(
+    paths: tuple[str, ...], *, html: str | None, force: bool, as_json: bool, quiet: bool, **options: Any
+) -> None:
     """Prove that a merged checkpoint is base plus adapters, or that an output is what its manifest says.
 
     \b
     Examples:
       pet-verify base.ckpt lora.ckpt merged.ckpt --alpha 16
-      pet-verify Llama-3-8B/ my-peft-adapter/ Llama-3-8B-tuned/
+      pet-verify Llama-3-8B/ my-peft-adapter/ Llama-3-8B-tuned/ --html proof.html
       pet-verify trained.ckpt merged.ckpt --alpha 16         base and adapter in one file
       pet-verify base.ckpt lora.ckpt ranks/ --merged-strategy infer.ckpt --alpha 16
       pet-verify base.ckpt lora.ckpt merged.ckpt --alpha 16 --sample 0.01
@@ -117,14 +122,16 @@ def verify_command(paths: tuple[str, ...], *, as_json: bool, quiet: bool, **opti
 
     keep_freed_memory()
     allow_open_files()
+    write_page = page_writer(html, {**options, "force": force}, *paths)
     if len(paths) == 1:
-        check_output(paths[0], options, as_json=as_json, quiet=quiet)
+        check_output(paths[0], options, write_page, as_json=as_json, quiet=quiet)
         return
     refuse_signatures()
     for name in SIGNATURES:
         del options[name]
     *inputs, merged = paths
     report = verify(*inputs, merged=merged, check=False, **options, progress=make_progress(quiet))
+    write_page(report)
     print_report(report, summarise, as_json=as_json, quiet=quiet or not report.passed)
     if not report.passed:
         raise VerificationError(problems_of(report))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ckpt_tools.cli.common import make_progress, print_report, printable
-from ckpt_tools.reports import ManifestReport
+from ckpt_tools.reports import ManifestReport, Report
 from ckpt_tools.sizes import format_size
 from surgery.errors import Problem, UsageError
 
@@ -19,10 +19,12 @@ SIGNATURES = ("public_key", "sign_key", "signature")
 """Parameters that are for a single path."""
 
 _TAKEN = ("src_strategy", "step", "replicated", "threads", "max_memory", *SIGNATURES)
-_OF_THE_COMMAND = ("paths", "as_json", "quiet")
+_OF_THE_COMMAND = ("paths", "html", "force", "as_json", "quiet")
 
 
-def check_output(output: str, options: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
+def check_output(
+    output: str, options: Mapping[str, Any], write_page: Callable[[Report], None], *, as_json: bool, quiet: bool
+) -> None:
     """Compare an output with its manifest.
 
     Raises:
@@ -42,6 +44,7 @@ def check_output(output: str, options: Mapping[str, Any], *, as_json: bool, quie
         )
     taken = {name: options[name] for name in _TAKEN}
     report = verify_output(output, **taken, progress=make_progress(quiet))
+    write_page(report)
     print_report(report, summarise, as_json=as_json, quiet=quiet)
 
 

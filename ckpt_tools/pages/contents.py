@@ -7,18 +7,32 @@ from typing import Any
 
 from ckpt_tools.pages.blocks import Content
 from ckpt_tools.pages.inject import inject_content
+from ckpt_tools.pages.inspect import inspect_content
 from ckpt_tools.pages.merge import merge_content
 from ckpt_tools.pages.split import split_content
 from ckpt_tools.pages.transform import transform_content
-from ckpt_tools.reports import InjectReport, MergeReport, Report, SplitReport, TransformReport
+from ckpt_tools.pages.verify import manifest_content, verify_content
+from ckpt_tools.reports import (
+    InjectReport,
+    InspectReport,
+    ManifestReport,
+    MergeReport,
+    Report,
+    SplitReport,
+    TransformReport,
+    VerifyReport,
+)
 
 __all__ = ["content_of"]
 
 _CONTENTS: dict[type[Report], Callable[[Any], Content]] = {
     InjectReport: inject_content,
+    InspectReport: inspect_content,
+    ManifestReport: manifest_content,
     MergeReport: merge_content,
     SplitReport: split_content,
     TransformReport: transform_content,
+    VerifyReport: verify_content,
 }
 
 

@@ -11,7 +11,10 @@ from axe_playwright_python.sync_playwright import Axe
 from opened_pages import Opened
 from playwright.sync_api import Browser
 
-KINDS = ("merge", "look", "transform", "extract", "inject")
+KINDS = (
+    *("merge", "look", "transform", "extract", "inject"),
+    *("verify", "wrong", "manifest", "spectra", "compare", "strategy"),
+)
 
 CONTRAST = """() => {
   const numbers = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map(Number);
