@@ -26,8 +26,10 @@ from ckpt_tools.inspecting.subjects import Subject, open_subject, read_strategy_
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import Comparison, InspectReport
 from ckpt_tools.tensors.sources import check_unchanged
+from ckpt_tools.verifying.manifests import read_manifest
+from ckpt_tools.writing.manifest import MANIFEST_KEY
 from ckpt_tools.writing.memory import default_threads
-from surgery.errors import Problem, UsageError
+from surgery.errors import CorruptInputError, InputMissingError, Problem, UsageError
 
 __all__ = ["inspect_checkpoint"]
 
@@ -148,6 +150,7 @@ def _facts(
     tensors = tensors_of(base.tensors, opened.whole.parts, selects)
     adapters = find_adapters(base, tensors, None if config is None else Path(config), selects, sliced=subject.sliced)
     folder = () if opened.folder is None else opened.folder.ranks
+    said, broken = _manifest(subject.path)
     root = opened.iteration.path if opened.iteration is not None else base.path
     return replace(
         report,
@@ -157,7 +160,7 @@ def _facts(
         step=opened.step,
         ranks=opened.ranks,
         sliced=subject.sliced,
-        metadata={**base.metadata, **_counters(opened.iteration)},
+        metadata={**_without_manifest(base.metadata), **said, **_counters(opened.iteration)},
         base_fingerprint=adapters.base_fingerprint,
         scalars=scalars_of(base.tensors, selects),
         tensors=tensors,
@@ -166,8 +169,24 @@ def _facts(
         pairs=adapters.pairs,
         rank_groups=groups_of_ranks(folder, selects),
         rank_differences=differences_of_ranks(folder, selects),
-        warnings=(*report.warnings, *base.warnings, *adapters.warnings),
+        warnings=(*report.warnings, *base.warnings, *adapters.warnings, *broken),
     )
+
+
+def _without_manifest(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key: text for key, text in metadata.items() if key != MANIFEST_KEY}
+
+
+def _manifest(path: Path) -> tuple[dict[str, str], list[str]]:
+    """What the manifest says, in short, wherever it lies; and a warning where it is broken."""
+    try:
+        manifest = read_manifest(path)
+    except InputMissingError:
+        return {}, []
+    except CorruptInputError as error:
+        return {}, [str(error)]
+    digests = "without digests" if manifest.digests is None else f"digests of {len(manifest.digests)} tensors"
+    return {"manifest": f"{manifest.command} of {', '.join(manifest.inputs)} by {manifest.tool}; {digests}"}, []
 
 
 def _counters(iteration: Iteration | None) -> Mapping[str, str]:

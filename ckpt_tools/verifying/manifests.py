@@ -29,6 +29,7 @@ class ReadManifest:
         command: `merge`, `transform`, ...
         tensors: What the output holds, by name.
         digests: Their digests by name; None where the manifest has none.
+        inputs: What went in, as `base base.ckpt`.
         companions: Name of a small file to the BLAKE3 of its bytes; None where the manifest has no digests.
     """
 
@@ -37,6 +38,7 @@ class ReadManifest:
     command: str
     tensors: Mapping[str, ManifestTensor]
     digests: Mapping[str, str] | None
+    inputs: tuple[str, ...]
     companions: Mapping[str, str | None]
 
 
@@ -98,10 +100,11 @@ def _parse(where: Path, found: Mapping[str, Any]) -> ReadManifest:
         if has_digests:
             digests[name] = _digest(name, entry["digest"])
     companions = {name: _digest(name, digest) if has_digests else None for name, digest in found["companions"].items()}
+    inputs = tuple(f"{one['role']} {one['name']}" for one in found["inputs"])
     tool, command = found["tool"], found["command"]
     if not isinstance(tool, str) or not isinstance(command, str):
         raise TypeError("tool and command are no texts")
-    return ReadManifest(where, tool, command, tensors, digests if has_digests else None, companions)
+    return ReadManifest(where, tool, command, tensors, digests if has_digests else None, inputs, companions)
 
 
 def _digest(name: str, digest: object) -> str:
