@@ -67,8 +67,7 @@ def test_ten_offenders_are_told_and_the_rest_counted(command: Command) -> None:
     assert lines[-1].startswith("error: merged.ckpt: and ")
 
 
-def test_one_path_and_options_that_contradict_each_other_are_wrong_usage(command: Command) -> None:
-    assert command("merged.ckpt")[0] == 2
+def test_options_that_contradict_each_other_are_wrong_usage(command: Command) -> None:
     assert command(*FILES, "--alpha", "8", "--strict", "--max-ulp", "1")[0] == 2
     assert command(*FILES, "--alpha", "8", "--sample", "0")[0] == 2
 
