@@ -3,7 +3,7 @@
     digest = BLAKE3(type NUL dimensions NUL BLAKE3(chunk 0) BLAKE3(chunk 1) ...)
 
 with the type's name (`bf16`), the dimensions as decimal digits with commas between, and the content, little-endian and
-in C order, in chunks of 64 KiB of which the last may be shorter. It is defined on the whole tensor: whoever holds
+in C order, in chunks of 1 MiB of which the last may be shorter. It is defined on the whole tensor: whoever holds
 slices of it on many ranks, or the whole in another format or under another name, comes to the same digest. Chunks make
 a tree of it, whose leaves are hashed where the bytes pass by: BLAKE3 itself wants them in order.
 """
@@ -21,8 +21,8 @@ __all__ = ["CHUNK_BYTES", "DIGEST_VERSION", "TensorDigest"]
 DIGEST_VERSION = "pet-td1"
 """The version of the definition."""
 
-CHUNK_BYTES = 2**16
-"""Bytes of a chunk: enough for all lanes of BLAKE3, and little to keep where two stretches meet within one."""
+CHUNK_BYTES = 2**20
+"""Bytes of a chunk: so large that threads seldom meet at the interpreter's lock, which each hashing lets go."""
 
 _LEAF_BYTES = 32
 
@@ -43,8 +43,7 @@ class TensorDigest:
         self._missing = -(-nbytes // CHUNK_BYTES)
         self._known = bytearray(self._missing)
         self._leaves = bytearray(self._missing * _LEAF_BYTES)
-        # Of chunks that several stretches meet: what came so far, by where in the chunk it begins.
-        self._pieces: dict[int, dict[int, bytes]] = {}
+        self._partial: dict[int, _Partial] = {}
 
     def add(self, start: int, data: memoryview) -> None:
         """Take note of content.
@@ -63,7 +62,7 @@ class TensorDigest:
                 if length == size:
                     self._keep(index, blake3(piece).digest())
                 else:
-                    self._join(index, offset, bytes(piece), size)
+                    self._join(index, offset, piece, size)
             done += length
 
     def hexdigest(self) -> str | None:
@@ -78,17 +77,40 @@ class TensorDigest:
                 self._leaves[index * _LEAF_BYTES : (index + 1) * _LEAF_BYTES] = leaf
                 self._missing -= 1
 
-    def _join(self, index: int, offset: int, piece: bytes, size: int) -> None:
+    def _join(self, index: int, offset: int, piece: memoryview, size: int) -> None:
+        """Add a part of a chunk: hashed at once where it is the next, which it mostly is, else kept until it is."""
         with self._lock:
-            pieces = self._pieces.setdefault(index, {})
-            if len(piece) > len(pieces.get(offset, b"")):
-                pieces[offset] = piece
-            content = bytearray()
-            for begin in sorted(pieces):
-                if begin > len(content):
-                    return
-                content += pieces[begin][len(content) - begin :]
-            if len(content) < size:
+            if self._known[index]:
                 return
-            del self._pieces[index]
-        self._keep(index, blake3(content).digest())
+            partial = self._partial.setdefault(index, _Partial())
+            if partial.is_busy or offset > partial.position:
+                if len(piece) > len(partial.waiting.get(offset, b"")):
+                    partial.waiting[offset] = bytes(piece)
+                return
+            partial.is_busy = True
+        while True:
+            fresh = piece[partial.position - offset :]
+            partial.hasher.update(fresh)
+            partial.position += len(fresh)
+            with self._lock:
+                found = next((begin for begin in partial.waiting if begin <= partial.position), None)
+                if found is None:
+                    partial.is_busy = False
+                    if partial.position == size:
+                        del self._partial[index]
+                    break
+                offset, piece = found, memoryview(partial.waiting.pop(found))
+        if partial.position == size:
+            self._keep(index, partial.hasher.digest())
+
+
+class _Partial:
+    """A chunk of which a part is hashed."""
+
+    __slots__ = ("hasher", "is_busy", "position", "waiting")
+
+    def __init__(self) -> None:
+        self.hasher = blake3()
+        self.position = 0
+        self.is_busy = False
+        self.waiting: dict[int, bytes] = {}
