@@ -19,7 +19,7 @@ TENSORS = {
 }
 NBYTES = sum(array.nbytes for array in TENSORS.values())
 
-# Headers, the beginnings of copies, the counters themselves, and the list of loaded libraries, which threadpoolctl reads.
+# Headers, the beginnings of copies, the counters themselves, the list of loaded libraries (which threadpoolctl reads).
 SLACK = 600_000
 
 
