@@ -2,7 +2,7 @@
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
 .PHONY: help demo test test-classic test-core test-pages soak conformance check lint format bench bench-transform \
-	bench-inject bench-split bench-unmerge clean
+	bench-inject bench-split bench-unmerge bench-verify clean
 
 help:
 	@echo "make demo         add an adapter to a real model, train it, cut it out and merge it (2 minutes, 5 GB of disk)"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-inject     pet-inject's, against a durable copy"
 	@echo "make bench-split      pet-split's, on 13.5 GB"
 	@echo "make bench-unmerge    what an un-merge patch costs"
+	@echo "make bench-verify     pet-verify's, against the merge that it proves"
 	@echo "make clean        remove environments, caches and the demo's files"
 
 # A version manager may put a `python3.12` on the path that only says it is not installed: each candidate is run.
@@ -138,6 +139,9 @@ bench-transform: .venv-bench/.complete .venv/.complete
 
 bench-unmerge: .venv-bench/.complete
 	@.venv-bench/bin/python benchmarks/unmerge.py $(BENCH_ARGS)
+
+bench-verify: .venv-bench/.complete
+	@.venv-bench/bin/python benchmarks/verify.py $(BENCH_ARGS)
 
 bench-split: .venv-bench/.complete
 	@.venv-bench/bin/python benchmarks/split.py $(BENCH_ARGS)

@@ -83,7 +83,11 @@ def verify_output(
         compared = {name: tensor for name, tensor in tensors.items() if name in manifest.digests}
         found = digest_tensors(compared, budget, progress, "verifying")
         problems += [
-            Problem(name, f"content with the digest {digest[:12]}...", f"{manifest.digests[name][:12]}...")
+            Problem(
+                name,
+                f"other content, with the digest {digest[:12]}...",
+                f"what was written, with {manifest.digests[name][:12]}...",
+            )
             for name, digest in found.items()
             if digest != manifest.digests[name]
         ]
