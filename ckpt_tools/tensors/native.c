@@ -11,7 +11,7 @@
 
 /* To be raised with every change of what the functions below take and give, here and in native.py: a library
    that was built from older sources, as in a checkout that was updated, is then not used. */
-#define REVISION 1
+#define REVISION 2
 
 enum { FP16, BF16, FP32, FP64 }; /* as in native.py */
 
@@ -73,7 +73,8 @@ static inline uint16_t to_half(float value) {
   uint32_t normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
   /* The last bit of 0.5 is worth 2**-24, as that of a subnormal half: the addition itself rounds. */
   uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
-  uint32_t infinite = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+  /* A NaN keeps its sign and the upper bits of its payload, as processors do it: a slice has the bits of the whole. */
+  uint32_t infinite = magnitude > 0x7f800000 ? 0x7e00 | (magnitude >> 13 & 0x3ff) : 0x7c00;
   uint32_t half = magnitude >= 0x477ff000 ? infinite : magnitude >= 0x38800000 ? normal : subnormal;
   return (uint16_t)(sign | half);
 #endif

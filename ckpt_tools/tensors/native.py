@@ -17,7 +17,7 @@ from ckpt_tools.tensors.lazy import Statistics
 __all__ = ["AVAILABLE", "VARIANTS", "cast", "count_nonfinite", "fold_tile"]
 
 _LIBRARY = Path(__file__).with_name("_native.so")
-_REVISION = 1
+_REVISION = 2
 
 # The numbers that native.c gives to the types.
 _TYPES = {BY_NAME[name].numpy: number for number, name in enumerate(("fp16", "bf16", "fp32", "fp64"))}

@@ -51,6 +51,8 @@ def test_a_cluster_is_reached_through_its_client_server(inputs: Path, client_add
     arguments = (inputs / "base", inputs / "lora.ckpt", *ALPHA, "-q")
     assert pet_merge(*arguments, "-o", inputs / "local").returncode == 0
     run = pet_merge(*arguments, "-o", inputs / "out", "--executor", client_address)
+    if run.returncode == 7:  # Ray starts a process for each client, and gives it 30 s: a busy machine may need more
+        run = pet_merge(*arguments, "-o", inputs / "out", "--executor", client_address)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert contents(inputs / "out") == contents(inputs / "local")
 

@@ -267,3 +267,17 @@ def test_a_weight_without_elements_stays_empty(shape: tuple[int, ...]) -> None:
     *stack, rows, columns = shape
     term = LowRankTerm(lazy(random(1, *stack, rows, 2)), lazy(random(2, *stack, 2, columns)), 1.0)
     assert Merged(lazy(random(0, *shape)), (term,), BY_NAME["fp32"]).read_all().shape == shape
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+def test_a_slice_with_nan_has_the_bits_of_the_whole(dtype: str) -> None:
+    bits = np.dtype(f"u{BY_NAME[dtype].itemsize}")
+    anything = np.random.default_rng(0).integers(0, np.iinfo(bits).max, (64, 70), dtype=bits, endpoint=True)
+    left, right = (Constant(np.ones(shape, np.float32), BY_NAME["fp32"]) for shape in ((64, 1), (1, 70)))
+    weight = Constant(anything.view(BY_NAME[dtype].numpy), BY_NAME[dtype])
+    merged = Merged(weight, (LowRankTerm(left, right, 1.0),), BY_NAME[dtype])
+    with np.errstate(over="ignore", invalid="ignore"):
+        whole = merged.read_all().view(bits)
+        for start in range(66):
+            part = merged.read(((0, 64), (start, start + 4))).view(bits)
+            assert np.array_equal(part, whole[:, start : start + 4])
