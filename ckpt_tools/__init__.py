@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from ckpt_tools.formats import Checkpoint, open_checkpoint
     from ckpt_tools.injecting import inject
     from ckpt_tools.inspecting import inspect_checkpoint
+    from ckpt_tools.joining import combine
     from ckpt_tools.merging import merge
     from ckpt_tools.reports import (
+        CombineReport,
         InjectReport,
         InspectReport,
         ManifestReport,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "CombineReport",
     "InjectReport",
     "InspectReport",
     "ManifestReport",
@@ -39,6 +42,7 @@ __all__ = [
     "TransformReport",
     "UnmergeReport",
     "VerifyReport",
+    "combine",
     "inject",
     "inspect_checkpoint",
     "merge",
@@ -53,6 +57,7 @@ __all__ = [
 
 _HOMES = {
     "Checkpoint": "ckpt_tools.formats",
+    "CombineReport": "ckpt_tools.reports",
     "InjectReport": "ckpt_tools.reports",
     "InspectReport": "ckpt_tools.reports",
     "ManifestReport": "ckpt_tools.reports",
@@ -61,6 +66,7 @@ _HOMES = {
     "TransformReport": "ckpt_tools.reports",
     "UnmergeReport": "ckpt_tools.reports",
     "VerifyReport": "ckpt_tools.reports",
+    "combine": "ckpt_tools.joining",
     "inject": "ckpt_tools.injecting",
     "inspect_checkpoint": "ckpt_tools.inspecting",
     "merge": "ckpt_tools.merging",

@@ -64,6 +64,7 @@ class AdapterFacts:
         use_rslora: Whether the scale is alpha / sqrt(rank).
         use_dora: Whether there are magnitudes.
         lora_bias: Whether B has a bias.
+        fan_in_fan_out: Whether the adapted weights are (in, out).
         dropout: The share of inputs that training dropped.
         section: What this project adds: see `surgery_section`.
     """
@@ -75,6 +76,7 @@ class AdapterFacts:
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
+    fan_in_fan_out: bool = False
     dropout: float = 0.0
     section: Mapping[str, Any] = field(default_factory=dict)
 
@@ -104,7 +106,7 @@ def peft_config(facts: AdapterFacts) -> dict[str, Any]:
         "alpha_pattern": {name: _number(value) for name, value in alphas.items()},
         "modules_to_save": list(facts.saved_modules) or None,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": facts.fan_in_fan_out,
         "init_lora_weights": True,
         "use_rslora": facts.use_rslora,
         "use_dora": facts.use_dora,
@@ -118,7 +120,9 @@ def mindformers_config(facts: AdapterFacts) -> dict[str, Any]:
 
     It knows one rank and one alpha. An adapter with several has PEFT's keys besides, and the layers' own names.
     """
-    if _is_uniform(facts) and not (facts.use_rslora or facts.use_dora or facts.lora_bias or facts.saved_modules):
+    if _is_uniform(facts) and not (
+        facts.use_rslora or facts.use_dora or facts.lora_bias or facts.saved_modules or facts.fan_in_fan_out
+    ):
         layer = facts.layers[0]
         targets = [f".*{leaf}" for leaf in dict.fromkeys(map(_leaf, facts.layers))]
         return mindformers_lora(layer.rank, layer.alpha, facts.dropout, targets) | {SECTION: dict(facts.section)}

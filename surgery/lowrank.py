@@ -15,6 +15,8 @@ __all__ = [
     "energy_by_rank",
     "lora_delta",
     "lora_singular_values",
+    "product_distance",
+    "product_svd",
     "row_norms_squared",
 ]
 
@@ -69,11 +71,29 @@ def dora_factor(magnitude: np.ndarray, norms_squared: np.ndarray) -> np.ndarray:
     return np.divide(magnitude.astype(np.float64), np.sqrt(norms_squared))
 
 
-def lora_singular_values(left: np.ndarray, right: np.ndarray, scaling: float = 1.0) -> np.ndarray:
-    """The singular values of scaling * left @ right, the largest first, without the product itself.
+def product_svd(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The singular value decomposition of left @ right, without the product itself.
 
     With left = Q R and right^T = P S (Golub and Van Loan, Matrix Computations, 4th edition, section 5.2) the product is
-    Q (R S^T) P^T, and as Q and P have orthonormal columns, its singular values are those of the small core R S^T.
+    Q (R S^T) P^T, and as Q and P have orthonormal columns, the small core R S^T has its singular values, and its
+    vectors are those of the core behind Q and P.
+
+    Args:
+        left: B, `(out, rank)`, finite.
+        right: A, `(rank, in)`, finite.
+
+    Returns:
+        U `(out, k)`, the singular values `(k,)`, the largest first, and V^T `(k, in)`, float64, with
+        k = min(out, in, rank).
+    """
+    q, upper = np.linalg.qr(left.astype(np.float64))
+    p, lower = np.linalg.qr(right.astype(np.float64).T)
+    u, values, vt = np.linalg.svd(upper @ lower.T, full_matrices=False)
+    return q @ u, values, vt @ p.T
+
+
+def lora_singular_values(left: np.ndarray, right: np.ndarray, scaling: float = 1.0) -> np.ndarray:
+    """The singular values of scaling * left @ right, the largest first, as of `product_svd`.
 
     Args:
         left: B, `(out, rank)`, finite.
@@ -87,6 +107,22 @@ def lora_singular_values(left: np.ndarray, right: np.ndarray, scaling: float = 1
     lower = np.asarray(np.linalg.qr(right.astype(np.float64).T, mode="r")).T
     core = upper @ lower
     return np.linalg.svd(core, compute_uv=False) * abs(scaling)
+
+
+def product_distance(left: np.ndarray, right: np.ndarray, other_left: np.ndarray, other_right: np.ndarray) -> float:
+    """The Frobenius norm of left @ right - other_left @ other_right, without the products.
+
+    The difference is the product of [left, -other_left] and the two right factors one above the other.
+
+    Args:
+        left: `(out, rank)`, finite.
+        right: `(rank, in)`, finite.
+        other_left: `(out, other rank)`, finite.
+        other_right: `(other rank, in)`, finite.
+    """
+    both = np.concatenate([left.astype(np.float64), -other_left.astype(np.float64)], axis=1)
+    values = lora_singular_values(both, np.concatenate([right, other_right], axis=0, dtype=np.float64))
+    return float(np.sqrt(np.sum(values**2)))
 
 
 def effective_rank(singular_values: np.ndarray) -> float:

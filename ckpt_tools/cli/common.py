@@ -15,9 +15,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ckpt_tools.printable import printable
-from surgery.errors import PetSurgeryError, Problem, ResourceError
+from surgery.errors import PetSurgeryError, Problem, ResourceError, UsageError
 from surgery.version import __version__
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ __all__ = [
     "print_report",
     "print_result",
     "printable",
+    "refuse_others",
     "run",
     "say",
+    "with_options",
 ]
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -50,8 +53,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 ReportT = TypeVar("ReportT", bound="Report")
 
 
-def output_options(command: Command) -> Command:
-    """The options of commands whose output may be of another type, format, layout, or under other names."""
+def output_options(command: Command, more_formats: Sequence[str] = (), more_help: str = "") -> Command:
+    """The options of commands whose output may be of another type, format, layout, or under other names.
+
+    Args:
+        command: The command.
+        more_formats: Formats that it has besides.
+        more_help: What these are.
+    """
     options = (
         click.option(
             "--dst-strategy", type=PATH, metavar="FILE|DIR", help="How the output is cut for ranks.  [default: whole]"
@@ -77,10 +86,10 @@ def output_options(command: Command) -> Command:
         ),
         click.option(
             "--format",
-            type=click.Choice(["keep", "ckpt", "safetensors", "iteration"]),
+            type=click.Choice(["keep", "ckpt", "safetensors", "iteration", *more_formats]),
             default="keep",
             show_default=True,
-            help="File format of the output; iteration is MindFormers' Checkpoint 2.0.",
+            help=f"File format of the output; iteration is MindFormers' Checkpoint 2.0{more_help}.",
         ),
         click.option(
             "--max-shard-size",
@@ -96,7 +105,7 @@ def output_options(command: Command) -> Command:
             help="Names of the output's tensors.",
         ),
     )
-    return _with_options(command, options)
+    return with_options(command, options)
 
 
 def common_options(command: Command) -> Command:
@@ -126,13 +135,37 @@ def common_options(command: Command) -> Command:
         ),
         click.version_option(__version__, message="%(prog)s %(version)s"),
     )
-    return _with_options(command, options)
+    return with_options(command, options)
 
 
-def _with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+def with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    """A command with several options, listed in their order by --help."""
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def refuse_others(mode: str, taken: Sequence[str], expected: str) -> None:
+    """Refuse options of the running command that say nothing in one of its modes.
+
+    Args:
+        mode: The option that chooses the mode.
+        taken: The names of parameters that it takes.
+        expected: What is expected instead, for the error.
+
+    Raises:
+        UsageError: The user gave others.
+    """
+    context = click.get_current_context()
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name is not None
+        and parameter.name not in taken
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(Problem(mode, f"{', '.join(given)} besides", expected, "Leave them out"))
 
 
 def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:

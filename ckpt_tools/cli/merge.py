@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
 
+from ckpt_tools.cli.combination import combination_options, scale_options
 from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, output_options, print_report, run
 from ckpt_tools.cli.page import page_option, page_writer
 
 __all__ = ["main", "merge_command"]
 
+_ADAPTER_FORMATS = ("peft", "mindformers", "slora")
+
 
 @click.command("pet-merge", context_settings=HELP)
 @click.argument("base", type=PATH)
 @click.argument("adapters", type=PATH, nargs=-1, metavar="[ADAPTER]...")
-@click.option("--alpha", type=float, multiple=True, metavar="F", help="LoRA's alpha; once, or once per adapter.")
-@click.option("--scaling", type=float, multiple=True, metavar="F", help="The factor of B @ A itself, instead of alpha.")
-@click.option(
-    "--config",
-    type=PATH,
-    multiple=True,
-    metavar="FILE",
-    help="A run's YAML or an adapter_config.json with the alpha.  [default: found beside the adapter]",
-)
+@scale_options
+@combination_options
 @click.option(
     "--src-strategy", type=PATH, metavar="FILE|DIR", help="How BASE's rank folders are cut: the strategy of its run."
 )
@@ -42,6 +39,7 @@ __all__ = ["main", "merge_command"]
     metavar="STEP",
     help="Which step of the training: of the adapters, or of a BASE that holds both.  [default: the latest]",
 )
+@click.option("--seed", type=int, metavar="N", help="What a dropping METHOD draws by.  [default: 0]")
 @click.option("--allow-unused", multiple=True, metavar="PATTERN", help="Adapter keys that may have no home in BASE.")
 @click.option("--allow-other-base", is_flag=True, help="Accept another BASE than the one that an ADAPTER was made of.")
 @click.option("--allow-nonfinite", is_flag=True, help="Accept NaN, Inf and overflows.")
@@ -59,7 +57,12 @@ __all__ = ["main", "merge_command"]
     help="The other way round: restore the base of the merged model that BASE is, by the patch FILE.",
 )
 @click.option("--verify", is_flag=True, help="Prove the written files, as pet-verify --strict, before they appear.")
-@output_options
+@click.option(
+    "--adapters-only",
+    is_flag=True,
+    help="There is no BASE: write the combination of all arguments as an adapter.",
+)
+@partial(output_options, more_formats=_ADAPTER_FORMATS, more_help="; of --adapters-only also a library to load it")
 @common_options
 @page_option
 def merge_command(
@@ -70,6 +73,7 @@ def merge_command(
     as_json: bool,
     quiet: bool,
     unmerge: str | None,
+    adapters_only: bool,
     **options: Any,
 ) -> None:
     """Fold LoRA adapters into a base checkpoint.
@@ -84,6 +88,10 @@ def merge_command(
       pet-merge base.ckpt lora.ckpt --alpha 16 --dry-run
       pet-merge base.ckpt lora.ckpt --alpha 16 -o merged.ckpt --unmerge-patch merged.patch
       pet-merge --unmerge merged.patch merged.ckpt lora.ckpt -o base.ckpt
+      pet-merge base.ckpt style/ law/ --weight 0.7 --weight 0.3 -o merged.ckpt
+      pet-merge base.ckpt style/ law/ --method ties --density 0.5 -o merged.ckpt
+      pet-merge --adapters-only style/ law/ --method svd -o both/
+      pet-merge --adapters-only lora/ --resize-rank 8 -o smaller/
 
     BASE and ADAPTER are .ckpt or .safetensors files, folders of shards, PEFT folders, MindFormers' Checkpoint 2.0,
     or with a strategy folders of rank_N folders, in any mix; the format is recognised by content. Without ADAPTER,
@@ -94,6 +102,12 @@ def merge_command(
     The scale is alpha / rank. The rank is in the shapes; alpha is in no checkpoint: it comes from --alpha or
     --scaling, from --config, or from the adapter_config.json beside the adapter or up to three folders above.
 
+    Several adapters are weighed, and on one weight summed, exactly; --method chooses PEFT's other ways, of which
+    linear, ties, dare_* and magnitude_prune work on A and B, and those with _svd on the whole update, of which they
+    keep the highest rank of the adapters, or --resize-rank or --energy. With --adapters-only the arguments are
+    adapters alone, of any ranks, scales, targets, spellings and formats, and the output is one adapter, spelled as the
+    first, with the scale 1.
+
     With --unmerge FILE the first argument is the merged model, and the adapters are those that were merged, in any
     order and format; the base comes back bit for bit, and every stretch of it is proved before it is written.
 
@@ -102,6 +116,7 @@ def merge_command(
                  6 verification failed   7 no room, no memory, I/O error   8 output exists
                  130 interrupted
     """  # noqa: D301 - click reads \b as "keep these lines"
+    from ckpt_tools.cli.combine import join
     from ckpt_tools.cli.summary import summarise
     from ckpt_tools.cli.unmerge import restore
     from ckpt_tools.merging import merge
@@ -111,6 +126,9 @@ def merge_command(
     allow_open_files()
     if unmerge is not None:
         restore(base, adapters, unmerge, options, as_json=as_json, quiet=quiet)
+        return
+    if adapters_only:
+        join((base, *adapters), options, html, as_json=as_json, quiet=quiet)
         return
     write_page = page_writer(html, options, base, *adapters)
     report = merge(base, *adapters, **options, progress=make_progress(quiet))

@@ -6,10 +6,21 @@ from collections import Counter
 from statistics import median
 
 from ckpt_tools.cli.common import printable
-from ckpt_tools.reports import FoldedWeight, InjectReport, MergeReport, SplitReport, TransformReport, UnmergeReport
+from ckpt_tools.reports import (
+    CombineReport,
+    FoldedWeight,
+    InjectReport,
+    MergeReport,
+    SplitReport,
+    TransformReport,
+    UnmergeReport,
+)
 from ckpt_tools.sizes import format_size
 
-__all__ = ["summarise", "volume_facts"]
+__all__ = ["ROUNDING", "loss_text", "percent", "summarise", "volume_facts"]
+
+ROUNDING = 1e-6
+"""What is lost of a norm by rounding to float32, at most."""
 
 
 def summarise(report: MergeReport) -> str:
@@ -40,6 +51,8 @@ def _adapters(report: MergeReport) -> list[str]:
             origin = adapter.config if alphas and adapter.config else "the command line"
             alpha = f", alpha {_values(alphas)}" if alphas else ""
             parts.append(f"scaling {_values(scalings)} ({origin}{alpha})")
+        if adapter.weight != 1:
+            parts.append(f"weight {adapter.weight:g}")
         if adapter.names:
             parts.append(f"names {adapter.names}")
         lines.append("; ".join(parts))
@@ -52,6 +65,10 @@ def _facts(report: MergeReport) -> list[tuple[str, str]]:
     facts = [("folded", f"{len(folded)} weights" + (f"; {replaced} replaced" if replaced else ""))]
     if any(weight.relative_delta is not None for weight in folded):
         facts += _measurements(folded)
+    combined = [weight.combination for weight in folded if weight.combination is not None]
+    if combined:
+        errors = [one.relative_error for one in combined]
+        facts.insert(1, ("combined", f"{report.how}; {loss_text(errors)}"))
     others = f"{len(report.copied)} tensors" + (f"; {len(report.cast)} cast" if report.cast else "")
     facts.append(("copied", others))
     if report.dropped:
@@ -65,12 +82,12 @@ def _facts(report: MergeReport) -> list[tuple[str, str]]:
 def _patch(report: MergeReport) -> str:
     if report.unmerge_patch_bytes is None:
         return f"{report.unmerge_patch}; its size shows when it is made"
-    share = _percent(report.unmerge_patch_share or 0.0)
+    share = percent(report.unmerge_patch_share or 0.0)
     return f"{report.unmerge_patch}, {format_size(report.unmerge_patch_bytes)}, {share} of the base"
 
 
 def volume_facts(
-    report: InjectReport | MergeReport | SplitReport | TransformReport | UnmergeReport,
+    report: CombineReport | InjectReport | MergeReport | SplitReport | TransformReport | UnmergeReport,
 ) -> list[tuple[str, str]]:
     """What was, or would be, read and written."""
     files = f"{len(report.files)} files" if len(report.files) > 1 else report.format
@@ -86,7 +103,7 @@ def volume_facts(
     if report.resumed:
         files = "1 file" if len(report.resumed) == 1 else f"{len(report.resumed)} files"
         facts.append(("took over", f"{files} that earlier runs completed"))
-    if not isinstance(report, SplitReport | UnmergeReport) and report.ranks is not None:
+    if not isinstance(report, CombineReport | SplitReport | UnmergeReport) and report.ranks is not None:
         facts.append(
             ("kept", f"ranks {report.ranks}, for the same command without --ranks, which publishes the output")
         )
@@ -100,19 +117,31 @@ def _measurements(folded: list[FoldedWeight]) -> list[tuple[str, str]]:
     return [
         (
             "delta",
-            f"|delta| / |weight| {_percent(min(deltas))} to {_percent(max(deltas))}, median {_percent(median(deltas))}",
+            f"|delta| / |weight| {percent(min(deltas))} to {percent(max(deltas))}, median {percent(median(deltas))}",
         ),
         (
             "rounding",
-            f"left {_percent(median(shares))} of the elements unchanged (median); "
-            f"at most {_percent(max(shares))}, in {largest.name}",
+            f"left {percent(median(shares))} of the elements unchanged (median); "
+            f"at most {percent(max(shares))}, in {largest.name}",
         ),
     ]
+
+
+def loss_text(errors: list[float]) -> str:
+    """What layers lose by a rank and a type, of their norms.
+
+    Args:
+        errors: The loss of each layer, by its norm; at least one.
+    """
+    if max(errors) <= ROUNDING:
+        return "rank and type lose nothing but rounding"
+    return f"rank and type lose {percent(median(errors))} of a layer's norm (median), at most {percent(max(errors))}"
 
 
 def _values(values: list[int] | list[float]) -> str:
     return ", ".join(f"{value:g}" for value in values) or "-"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share in percent, with three digits."""
     return f"{100 * share:.3g} %"

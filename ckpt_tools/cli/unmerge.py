@@ -6,13 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import click
-from click.core import ParameterSource
-
-from ckpt_tools.cli.common import make_progress, print_report, printable
+from ckpt_tools.cli.common import make_progress, print_report, printable, refuse_others
 from ckpt_tools.cli.summary import volume_facts
 from ckpt_tools.reports import UnmergeReport
-from surgery.errors import Problem, UsageError
 
 __all__ = ["restore", "summarise"]
 
@@ -39,7 +35,7 @@ def restore(
     """
     from ckpt_tools.unmerging import unmerge
 
-    _refuse_others()
+    refuse_others("--unmerge", (*_TAKEN, *_OF_THE_COMMAND), "no options of the merge, which the patch knows")
     taken = {name: options[name] for name in _TAKEN}
     report = unmerge(merged, *adapters, patch=patch, **taken, progress=make_progress(quiet))
     print_report(report, summarise, as_json=as_json, quiet=quiet)
@@ -57,23 +53,3 @@ def summarise(report: UnmergeReport) -> str:
         lines.append(f"  missing    {left}, which the merge left out: of {report.dropped[0].source}, not restored")
     lines += [f"  {label:<10} {text}" for label, text in volume_facts(report)]
     return "\n".join(map(printable, lines))
-
-
-def _refuse_others() -> None:
-    context = click.get_current_context()
-    given = [
-        parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name is not None
-        and parameter.name not in (*_TAKEN, *_OF_THE_COMMAND)
-        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise UsageError(
-            Problem(
-                "--unmerge",
-                f"{', '.join(given)} besides",
-                "no options of the merge, which the patch knows",
-                "Leave them out",
-            )
-        )

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ckpt_tools.cli.combination import combination_options, scale_options
 from ckpt_tools.cli.common import HELP, PATH, make_progress, print_report, run
 from ckpt_tools.cli.page import page_option, page_writer
 from surgery.errors import VerificationError
@@ -16,15 +17,8 @@ __all__ = ["main", "verify_command"]
 
 @click.command("pet-verify", context_settings=HELP)
 @click.argument("paths", type=PATH, nargs=-1, required=True, metavar="[BASE [ADAPTER]...] MERGED")
-@click.option("--alpha", type=float, multiple=True, metavar="F", help="LoRA's alpha; once, or once per adapter.")
-@click.option("--scaling", type=float, multiple=True, metavar="F", help="The factor of B @ A itself, instead of alpha.")
-@click.option(
-    "--config",
-    type=PATH,
-    multiple=True,
-    metavar="FILE",
-    help="A run's YAML or an adapter_config.json with the alpha.  [default: found beside the adapter]",
-)
+@scale_options
+@combination_options
 @click.option("--src-strategy", type=PATH, metavar="FILE|DIR", help="How BASE's rank folders are cut.")
 @click.option(
     "--adapter-strategy",
@@ -69,7 +63,14 @@ __all__ = ["main", "verify_command"]
     metavar="F",
     help="Read this share of each tensor only, for a quick look.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="What the sample is drawn by.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="What the sample, and a dropping METHOD, is drawn by.",
+)
 @click.option("--allow-unused", multiple=True, metavar="PATTERN", help="Adapter keys that may have no home in BASE.")
 @click.option("--allow-missing", multiple=True, metavar="PATTERN", help="Tensors that MERGED may lack.")
 @click.option("--allow-other-base", is_flag=True, help="Accept another BASE than the one that an ADAPTER was made of.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from ckpt_tools.reports import AddedParameter, InjectReport
 from ckpt_tools.sizes import parse_size
 from ckpt_tools.tensors.views import Cast
 from ckpt_tools.writing.beside import check_beside, write_beside
-from ckpt_tools.writing.destination import check_destination, check_room
+from ckpt_tools.writing.destination import check_destination, check_room, free_bytes
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.finite import refuse_overflow
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
@@ -252,7 +251,6 @@ def _report(
 ) -> InjectReport:
     """What is known before anything is written."""
     files = part or plan
-    existing = next(path for path in (plan.output, *plan.output.absolute().parents) if path.exists())
     trained = [decision.parameter for decision in draft.freezing.decisions if decision.is_trained]
     trained_names = {parameter.name for parameter in trained}
     kept = [name for name in draft.written if name in draft.weights and name not in draft.graft.replaced]
@@ -303,5 +301,5 @@ def _report(
         bytes_read=files.bytes_read(),
         bytes_written=files.bytes_written(),
         peak_memory_bytes=0,
-        free_disk_bytes=shutil.disk_usage(existing).free,
+        free_disk_bytes=free_bytes(plan.output),
     )

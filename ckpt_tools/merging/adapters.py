@@ -28,11 +28,13 @@ class ScaleOption:
         alpha: LoRA's alpha, for every layer.
         scaling: The factor in front of B @ A itself, for every layer.
         config: A configuration file to read instead of the one beside the adapter.
+        weight: What the whole adapter is multiplied with besides.
     """
 
     alpha: float | None = None
     scaling: float | None = None
     config: Path | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,11 @@ class Adapter:
     option: ScaleOption
     digest: str
     base_fingerprint: str = ""
+
+    @property
+    def weight(self) -> float:
+        """What the whole adapter is multiplied with."""
+        return self.option.weight
 
     @property
     def families(self) -> tuple[str, ...]:

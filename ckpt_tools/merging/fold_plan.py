@@ -4,14 +4,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ckpt_tools.reports import AdapterUse, DroppedTensor
+from ckpt_tools.merging.fitting import Fit
+from ckpt_tools.reports import AdapterUse, CombinedLayer, DroppedTensor
 from ckpt_tools.tensors.dtypes import DType
 from ckpt_tools.tensors.folding import Added, DoraMerged, LowRankTerm, Merged, VectorTerm
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import Cast, reshape
 from surgery.errors import Problem
+from surgery.grouping import LoraPair
 
-__all__ = ["Fold", "FoldPlan"]
+__all__ = ["Fold", "FoldPlan", "FoldedPair"]
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedPair:
+    """One adapter's A and B behind a term.
+
+    Attributes:
+        adapter: Which adapter they are of, counted from 0.
+        pair: What they are called.
+        a: A, as the adapter has it.
+        b: B, as the adapter has it.
+        scaling: The layer's scaling, without the adapter's weight.
+        weight: The adapter's weight.
+        fit: Which way round they go.
+    """
+
+    adapter: int
+    pair: LoraPair
+    a: LazyTensor
+    b: LazyTensor
+    scaling: float
+    weight: float
+    fit: Fit
 
 
 @dataclass(slots=True)
@@ -23,6 +48,8 @@ class Fold:
         uses: Each adapter's part, for the report.
         matrix_shape: The shape under which the terms are added.
         terms: Low-rank updates.
+        pairs: What each term is made of.
+        combination: How several terms became the one that there is; None where they are summed.
         vectors: Updates of a vector.
         magnitude: DoRA's magnitudes, and the axis that they stand along.
         is_replaced: Whether an adapter brought the weight.
@@ -34,6 +61,8 @@ class Fold:
     uses: list[AdapterUse] = field(default_factory=list)
     matrix_shape: tuple[int, ...] = ()
     terms: list[LowRankTerm] = field(default_factory=list)
+    pairs: list[FoldedPair] = field(default_factory=list)
+    combination: CombinedLayer | None = None
     vectors: list[VectorTerm] = field(default_factory=list)
     magnitude: tuple[LazyTensor, int] | None = None
     is_replaced: bool = False

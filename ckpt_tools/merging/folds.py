@@ -10,7 +10,7 @@ from typing import Any
 from ckpt_tools.fingerprint import same_values
 from ckpt_tools.merging.adapters import Adapter, pair_keys, scale_of
 from ckpt_tools.merging.fitting import Fit, fit_pair, term_of
-from ckpt_tools.merging.fold_plan import Fold, FoldPlan
+from ckpt_tools.merging.fold_plan import Fold, FoldedPair, FoldPlan
 from ckpt_tools.merging.orientation import square_orientations
 from ckpt_tools.merging.tying import settle_ties
 from ckpt_tools.reports import AdapterUse, DroppedTensor
@@ -24,7 +24,7 @@ from surgery.resolution import Resolution, resolve_names
 from surgery.targets import selects
 from surgery.ties import tied_partner
 
-__all__ = ["plan_folds"]
+__all__ = ["plan_folds", "unfoldable", "weighed_whole"]
 
 _UNFOLDABLE = {
     Role.PREFIX: "a prefix or prompt adds inputs to the model and changes no weight",
@@ -36,6 +36,11 @@ _UNFOLDABLE = {
 _OUTPUT_HEADS = frozenset({"lm_head", "embed_out", "output_layer", "output"})
 
 _UNFOLDABLE_REMEDY = "Load it into a network that was built with the same pet_config, and serve that"
+
+
+def unfoldable(parameter: ParameterName) -> str:
+    """Why a parameter of another method folds into no weight."""
+    return _UNFOLDABLE.get(parameter.role, f"{parameter.method} is no LoRA and is not folded here")
 
 
 def plan_folds(
@@ -56,10 +61,9 @@ def plan_folds(
         allow_unused: Patterns (`fnmatch`) of adapter keys that may stay unused.
     """
     plan = FoldPlan()
-    for adapter in adapters:
-        _Folder(plan, base, adapter, config, is_combined, allow_unused).run()
+    for number, adapter in enumerate(adapters):
+        _Folder(plan, base, number, adapter, config, is_combined, allow_unused).run()
     settle_ties(plan, base, config)
-    _warn_of_sums(plan)
     return plan
 
 
@@ -70,11 +74,13 @@ class _Folder:
         self,
         plan: FoldPlan,
         base: Mapping[str, LazyTensor],
+        number: int,
         adapter: Adapter,
         config: Mapping[str, Any] | None,
         is_combined: bool,
         allow_unused: Sequence[str],
     ) -> None:
+        self._number = number
         self._plan = plan
         self._base = base
         self._adapter = adapter
@@ -246,7 +252,10 @@ class _Folder:
         fold = self._fold(name)
         if pair.magnitude is not None:
             fold.magnitude = (tensors[pair.magnitude], 1 if fit.transposed else 0)
-        fold.terms.append(term_of(pair, tensors[pair.a], tensors[pair.b], scale.scaling, fit))
+        weight = self._adapter.weight
+        a, b = tensors[pair.a], tensors[pair.b]
+        fold.terms.append(term_of(pair, a, b, scale.scaling * weight, fit))
+        fold.pairs.append(FoldedPair(self._number, pair, a, b, scale.scaling, weight, fit))
         fold.matrix_shape = fit.matrix_shape
         fold.uses.append(
             AdapterUse(
@@ -257,6 +266,7 @@ class _Folder:
                 alpha=scale.alpha,
                 scaling=scale.scaling,
                 dora=pair.magnitude is not None,
+                weight=weight,
             )
         )
         if fold.magnitude is not None and len(fold.terms) > 1:
@@ -268,6 +278,9 @@ class _Folder:
                     "Merge them one after the other, in the order that is meant",
                 )
             )
+        elif fold.magnitude is not None and weight != 1:
+            found = f"weight {weight:g} of a DoRA adapter, whose magnitudes rescale the whole weight"
+            self._plan.problems.append(Problem(name, found, "weight 1", "Leave --weight out for this adapter"))
         bias = self._resolution.found.get(f"bias of pair {pair.layer} {pair.kind}")
         if pair.b_bias is not None and bias is not None:
             self._add_bias(pair, bias, scale.scaling, scale.alpha)
@@ -281,8 +294,10 @@ class _Folder:
                 Problem(f"{self._adapter.path}, {pair.b_bias}", f"shape {values.shape}", f"{fold.weight.shape}")
             )
             return
-        fold.vectors.append(VectorTerm(values, scaling))
-        fold.uses.append(AdapterUse(str(self._adapter.path), (pair.b_bias,), "bias", pair.rank, alpha, scaling))
+        weight = self._adapter.weight
+        fold.vectors.append(VectorTerm(values, scaling * weight))
+        path = str(self._adapter.path)
+        fold.uses.append(AdapterUse(path, (pair.b_bias,), "bias", pair.rank, alpha, scaling, weight=weight))
 
     def _replace(self, parameter: ParameterName) -> None:
         name = self._resolution.found.get(parameter.name)
@@ -300,6 +315,8 @@ class _Folder:
             self._drop([parameter], "the base's own values")
         elif name in self._plan.folds:
             self._plan.problems.append(_replaced_and_changed(name))
+        elif self._adapter.weight != 1:
+            self._plan.problems.append(weighed_whole(where, self._adapter.weight))
         elif self._is_combined_file(parameter, name):
             self._plan.problems.append(
                 Problem(
@@ -343,8 +360,7 @@ class _Folder:
             if self._is_allowed(parameter.name):
                 self._drop_unused((parameter.name,))
                 continue
-            reason = _UNFOLDABLE.get(parameter.role, f"{parameter.method} is no LoRA and is not folded here")
-            by_reason.setdefault(reason, []).append(parameter.name)
+            by_reason.setdefault(unfoldable(parameter), []).append(parameter.name)
         for reason, names in by_reason.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             self._plan.problems.append(
@@ -385,7 +401,11 @@ def _replaced_and_changed(name: str) -> Problem:
     return Problem(name, "two adapters, one of which replaces the weight", "one of the two", "Merge one at a time")
 
 
-def _warn_of_sums(plan: FoldPlan) -> None:
-    shared = [name for name, fold in plan.folds.items() if len(fold.terms) > 1 or len(fold.vectors) > 1]
-    if shared:
-        plan.warnings.append(f"{len(shared)} weights take several adapters, which are summed: {shared[0]}, ...")
+def weighed_whole(where: str, weight: float) -> Problem:
+    """Why a tensor that takes the base's place cannot be weighed."""
+    return Problem(
+        where,
+        f"weight {weight:g} of a tensor that was saved whole and takes the base's place",
+        "weight 1, as it is no update that could be multiplied",
+        "Leave --weight out for this adapter, or save the adapter without modules_to_save",
+    )

@@ -91,26 +91,38 @@ class MergeStrategies:
             MismatchError: Files and strategies do not fit together, or ranks differ in what they all should hold.
             PetSurgeryError: As of `open_whole`.
         """
-        options = ["--src-strategy"] + ["--adapter-strategy"] * len(adapters)
         steps = [None if adapters else step] + [step] * len(adapters)
+        opened = self._open_each((base, *adapters), (self.source, *self.adapters), steps, progress, base_first=True)
+        return opened[0], opened[1:]
+
+    def open_adapters(self, adapters: Sequence[Path], step: str | None, progress: Progress) -> list[Opened]:
+        """Open adapters alone as whole checkpoints; what is raised is as of `open`."""
+        return self._open_each(adapters, self.adapters, [step] * len(adapters), progress)
+
+    def _open_each(
+        self,
+        paths: Sequence[Path],
+        strategies: Sequence[Strategy | None],
+        steps: Sequence[str | None],
+        progress: Progress,
+        *,
+        base_first: bool = False,
+    ) -> list[Opened]:
         opened = [
             open_whole(
                 path,
                 strategy,
-                step=wanted,
+                step=step,
                 replicated=self.replicated,
                 may_leave_out=_is_optimizer_state,
-                option=option,
+                option="--src-strategy" if base_first and number == 0 else "--adapter-strategy",
             )
-            for path, strategy, wanted, option in zip(
-                (base, *adapters), (self.source, *self.adapters), steps, options, strict=True
-            )
+            for number, (path, strategy, step) in enumerate(zip(paths, strategies, steps, strict=True))
         ]
         differences = [problem for one in opened for problem in compare_unlisted(one.whole, progress)]
         if differences:
             raise MismatchError(differences)
-        opened = [one.warned(sample_replicas(one.whole)) for one in opened]
-        return opened[0], opened[1:]
+        return [one.warned(sample_replicas(one.whole)) for one in opened]
 
     def paths(self) -> set[Path]:
         """The files and folders that were read."""

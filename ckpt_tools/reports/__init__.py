@@ -1,6 +1,7 @@
 """What an operation did, for people and for programs: a module a command."""
 
 from ckpt_tools.reports.base import SCHEMA, DroppedTensor, OutputReport, Report
+from ckpt_tools.reports.combine import CombinedParameter, CombineReport
 from ckpt_tools.reports.inject import AddedParameter, InjectReport, NearMiss
 from ckpt_tools.reports.inspect import (
     ComparedTensor,
@@ -16,7 +17,7 @@ from ckpt_tools.reports.inspect import (
     Spectrum,
 )
 from ckpt_tools.reports.manifest import ManifestReport
-from ckpt_tools.reports.merge import AdapterReport, AdapterUse, FoldedWeight, MergeReport
+from ckpt_tools.reports.merge import AdapterReport, AdapterUse, CombinedLayer, FoldedWeight, MergeReport
 from ckpt_tools.reports.split import ExtractedLayer, SplitParameter, SplitReport
 from ckpt_tools.reports.transform import TransformedTensor, TransformReport
 from ckpt_tools.reports.unmerge import UnmergeReport
@@ -27,6 +28,9 @@ __all__ = [
     "AdapterReport",
     "AdapterUse",
     "AddedParameter",
+    "CombineReport",
+    "CombinedLayer",
+    "CombinedParameter",
     "ComparedTensor",
     "Comparison",
     "DroppedTensor",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ckpt_tools.reports.base import DroppedTensor, OutputReport
 
-__all__ = ["AdapterReport", "AdapterUse", "FoldedWeight", "MergeReport"]
+__all__ = ["AdapterReport", "AdapterUse", "CombinedLayer", "FoldedWeight", "MergeReport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class AdapterReport:
         config: The file that the scale was read from; empty where it came from the command line.
         families: How its parameters are spelled.
         names: What was done to its names to find the base's; empty where they are spelled alike.
+        weight: What the whole adapter was multiplied with, as of `--weight`.
     """
 
     path: str
@@ -26,6 +27,7 @@ class AdapterReport:
     config: str
     families: tuple[str, ...]
     names: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class AdapterUse:
         alpha: LoRA's alpha; None where the scale itself was given.
         scaling: The factor in front of B @ A; None where the weight was replaced.
         dora: Whether the weight was renormalised by a DoRA magnitude.
+        weight: What the scaling was multiplied with besides.
     """
 
     adapter: str
@@ -49,6 +52,37 @@ class AdapterUse:
     alpha: float | None = None
     scaling: float | None = None
     dora: bool = False
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CombinedLayer:
+    """One layer of adapters that were combined by a method.
+
+    Attributes:
+        name: The layer; of a merge the base's weight.
+        kind: `linear`, `embedding`, `conv` or `expert`.
+        adapters: Which adapters have it, counted from 0.
+        ranks: The rank of each of these.
+        rank: The rank of the result.
+        norm: The Frobenius norm of what the method gives.
+        energy: The share of its sum of squares that the rank keeps, 0 to 1; of experts the least.
+        relative_error: The distance of B @ A, as it is stored, from what the method gives, by its norm.
+        distance_from_sum: The distance of B @ A from the plain weighted sum of the updates, by the norm of that; None
+            where the sum is zero.
+        converged: Whether the decomposition of a large layer came to rest; otherwise the energy is a lower bound.
+    """
+
+    name: str
+    kind: str
+    adapters: tuple[int, ...]
+    ranks: tuple[int, ...]
+    rank: int
+    norm: float
+    energy: float
+    relative_error: float
+    distance_from_sum: float | None
+    converged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +99,7 @@ class FoldedWeight:
         delta_norm: Frobenius norm of what was added.
         relative_delta: delta_norm / weight_norm.
         unchanged_share: Share of the elements, 0 to 1, whose stored bits the rounding left as they were.
+        combination: How the adapters' updates became one; None where they were summed.
     """
 
     name: str
@@ -76,6 +111,7 @@ class FoldedWeight:
     delta_norm: float | None = None
     relative_delta: float | None = None
     unchanged_share: float | None = None
+    combination: CombinedLayer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +131,8 @@ class MergeReport(OutputReport):
         unmerge_patch: Where the patch lies that `unmerge` brings the base back with; None where nobody asked for one.
         unmerge_patch_bytes: Bytes of its file; None in a dry run.
         unmerge_patch_share: The same, as a share of the base's weights, 0 to 1.
+        method: How several adapters on one weight were combined, as of `--method`.
+        how: The method and its numbers, for people.
     """
 
     base: str
@@ -109,3 +147,5 @@ class MergeReport(OutputReport):
     unmerge_patch: str | None = None
     unmerge_patch_bytes: int | None = None
     unmerge_patch_share: float | None = None
+    method: str = "cat"
+    how: str = "cat"

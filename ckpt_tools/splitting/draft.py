@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from ckpt_tools.splitting.selection import Selected
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import Cast
+from ckpt_tools.writing.destination import free_bytes
 from ckpt_tools.writing.outputs import Changes, OutputOptions, plan_output
 from ckpt_tools.writing.plan import Plan
 from surgery.adapter_facts import METADATA_FINGERPRINT, SECTION, surgery_section
@@ -135,7 +135,6 @@ class Draft:
     def report(self, plans: Sequence[Plan], peak_bytes: int) -> SplitReport:
         """What is known before anything is written."""
         selected, plan = self._selected, plans[0]
-        existing = next(path for path in (plan.output, *plan.output.absolute().parents) if path.exists())
         source = str(self._opened.base.path)
         new_tensors = dict(self._layout.tensors)
         # What the strategy does not list, and nobody needs.
@@ -171,7 +170,7 @@ class Draft:
             bytes_read=sum(plan.bytes_read() for plan in plans),
             bytes_written=sum(plan.bytes_written() for plan in plans),
             peak_memory_bytes=peak_bytes,
-            free_disk_bytes=shutil.disk_usage(existing).free,
+            free_disk_bytes=free_bytes(plan.output),
         )
 
 

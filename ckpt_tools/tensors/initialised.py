@@ -3,14 +3,10 @@
 Element i of a tensor, counted in C order over its whole shape, depends on nothing but the seed, the tensor's name, its
 shape, and what it is initialised with:
 
-1. The key is the first 16 bytes, as two little-endian 64-bit words, of the SHA-256 of `SEED`, a zero byte, and the name
-   in UTF-8; SEED in decimal.
-2. Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) with that key makes of the counter
-   i // 4 + 1 four words, of which word i % 4 is the element's. (numpy's `Philox` counts up before it draws.)
-3. The upper 52 bits b of the word give u = (b + 1/2) / 2^52: in the open interval (0, 1), symmetric about 1/2.
-4. `uniform` between -bound and bound is (2 u - 1) * bound; `normal` is scale * Phi^-1(u), with the inverse of the
+1. u in the open interval (0, 1) is drawn by `surgery.draws` from the seed and the name, at place i.
+2. `uniform` between -bound and bound is (2 u - 1) * bound; `normal` is scale * Phi^-1(u), with the inverse of the
    normal distribution by Wichura's algorithm AS 241 (1988), exact to some 1e-16.
-5. The result is rounded to float32, and that to the tensor's type.
+3. The result is rounded to float32, and that to the tensor's type.
 
 All of it is done in IEEE operations that are rounded correctly (+ - * / sqrt) and in whole numbers, the logarithm that
 AS 241 needs too: so the bits do not depend on a processor's or a version's exp, log or cos.
@@ -18,7 +14,6 @@ AS 241 needs too: so the bits do not depend on a processor's or a version's exp,
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import final
@@ -29,11 +24,9 @@ from ckpt_tools.tensors.casts import cast_array
 from ckpt_tools.tensors.dtypes import DType
 from ckpt_tools.tensors.lazy import LazyTensor, Region, Statistics, byte_stretches, region_shape
 from ckpt_tools.tensors.normal import inverse_normal
+from surgery.draws import uniform_draws
 
 __all__ = ["Initialised", "uniform_bound"]
-
-_WORDS = 4  # that Philox makes of a counter
-_UNIT = 2.0**-52
 
 
 @final
@@ -71,21 +64,12 @@ class Initialised(LazyTensor):
         """Elements that follow each other in C order."""
         if self.kind == "arange":
             return np.arange(start, start + length, dtype=np.int64).astype(self.dtype.numpy)
-        unit = self._units(start, length)
+        unit = uniform_draws(self.seed, self.name, start, length)
         if self.kind == "normal":
             drawn = inverse_normal(unit) * self.scale
         else:
             drawn = (2.0 * unit - 1.0) * uniform_bound(self.kind, self.scale, self.shape)
         return cast_array(drawn.astype(np.float32), self.dtype)
-
-    def _units(self, start: int, length: int) -> np.ndarray:
-        """U of elements that follow each other."""
-        key = np.frombuffer(hashlib.sha256(f"{self.seed}\0{self.name}".encode()).digest()[:16], "<u8")
-        first = start // _WORDS
-        generator = np.random.Philox(counter=first, key=key.astype(np.uint64))
-        skipped = start - first * _WORDS
-        words = generator.random_raw(skipped + length)[skipped:]
-        return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * _UNIT
 
 
 def uniform_bound(kind: str, scale: float, shape: tuple[int, ...]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from ckpt_tools.sizes import parse_size
 from ckpt_tools.tensors.dtypes import BY_NAME, DType
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import Cast
-from ckpt_tools.writing.destination import check_destination, check_room, destination
+from ckpt_tools.writing.destination import check_destination, check_room, destination, free_bytes
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.finite import refuse_overflow
 from ckpt_tools.writing.manifest import ManifestInput
@@ -277,7 +276,6 @@ def _report(
     budget: Budget,
 ) -> TransformReport:
     written = part or plan
-    existing = next(path for path in (plan.output, *plan.output.absolute().parents) if path.exists())
     kept: list[NamedTensor] = [
         (name, tensor) for name, tensor in whole.tensors.items() if scattered is None or name in scattered.parts
     ]
@@ -307,5 +305,5 @@ def _report(
         bytes_read=written.bytes_read(),
         bytes_written=written.bytes_written(),
         peak_memory_bytes=budget.peak_bytes,
-        free_disk_bytes=shutil.disk_usage(existing).free,
+        free_disk_bytes=free_bytes(plan.output),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from ckpt_tools.sizes import parse_size
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import reshape
 from ckpt_tools.unmerging.matching import factors_of, merged_problems
-from ckpt_tools.writing.destination import check_destination, check_room, destination
+from ckpt_tools.writing.destination import check_destination, check_room, destination, free_bytes
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.memory import make_budget
 from ckpt_tools.writing.outputs import Changes, OutputOptions, default_output
@@ -120,7 +119,6 @@ def unmerge(
     budget = make_budget(threads, limit)
     given = [opened.base.path, *(other.base.path for other in others), *strategies.paths(), Path(patch)]
     check_destination(plan, given, force=force)
-    existing = next(path for path in (plan.output, *plan.output.absolute().parents) if path.exists())
     report = UnmergeReport(
         output=str(plan.output),
         merged=str(opened.base.path),
@@ -137,7 +135,7 @@ def unmerge(
         bytes_read=plan.bytes_read(),
         bytes_written=plan.bytes_written(),
         peak_memory_bytes=budget.peak_bytes,
-        free_disk_bytes=shutil.disk_usage(existing).free,
+        free_disk_bytes=free_bytes(plan.output),
     )
     check_room(path, report.bytes_written, report.free_disk_bytes)
     if dry_run:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckpt_tools.combining import Combination
 from ckpt_tools.distributed import open_whole
 from ckpt_tools.layout import read_strategy
-from ckpt_tools.merging.adapters import Adapter, scale_origin
-from ckpt_tools.merging.belonging import other_bases
-from ckpt_tools.merging.folds import plan_folds
-from ckpt_tools.merging.operation import _base_problems, _open_inputs, _scale_options
-from ckpt_tools.merging.strategies import MergeStrategies
+from ckpt_tools.merging.combined import combined_folds
+from ckpt_tools.merging.draft import adapter_report
+from ckpt_tools.merging.inputs import checked_folds, open_inputs, scale_options
+from ckpt_tools.merging.strategies import MergeStrategies, for_each
 from ckpt_tools.progress import SILENT, Progress
-from ckpt_tools.reports import AdapterReport, DroppedTensor, VerifyReport
+from ckpt_tools.reports import DroppedTensor, VerifyReport
 from ckpt_tools.sizes import parse_size
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.verifying.matching import expect, find_names, match
@@ -24,7 +25,8 @@ from ckpt_tools.verifying.outcome import problems_of
 from ckpt_tools.verifying.proof import Terms, prove
 from ckpt_tools.verifying.sampling import chance_of_share
 from ckpt_tools.writing.memory import make_budget
-from surgery.errors import MismatchError, Problem, UsageError, VerificationError
+from surgery.combining import METHODS
+from surgery.errors import Problem, UsageError, VerificationError
 from surgery.states import split_optimizer_state
 
 __all__ = ["verify"]
@@ -41,6 +43,12 @@ def verify(
     alpha: float | Sequence[float] | None = None,
     scaling: float | Sequence[float] | None = None,
     config: PathLike | Sequence[PathLike] | None = None,
+    weight: float | Sequence[float] | None = None,
+    method: str = "cat",
+    density: float | None = None,
+    majority_sign: str | None = None,
+    resize_rank: int | None = None,
+    energy: float | None = None,
     src_strategy: PathLike | None = None,
     adapter_strategy: PathLike | Sequence[PathLike] | None = None,
     merged_strategy: PathLike | None = None,
@@ -70,6 +78,12 @@ def verify(
         alpha: As of `merge`.
         scaling: As of `merge`.
         config: As of `merge`.
+        weight: As of `merge`.
+        method: As of `merge`. What is not a sum is combined again, by the same functions, and then proved to be folded.
+        density: As of `merge`.
+        majority_sign: As of `merge`.
+        resize_rank: As of `merge`.
+        energy: As of `merge`.
         src_strategy: How the base's rank folders are cut.
         adapter_strategy: The same for adapters, one for all or one for each.
         merged_strategy: The same for the merged checkpoint.
@@ -84,7 +98,8 @@ def verify(
             A, B, their product and the scaling to the coarsest type of the inputs.
         max_ulp: How far a weight may be from the exact value, in units in the last place of that; instead of `strict`.
         sample: The share of each tensor that is read, above 0 to 1; at least one stretch of each.
-        seed: What the sample is drawn by, with the tensors' names.
+        seed: What the sample is drawn by, with the tensors' names; and with methods that drop at random, as of `merge`,
+            what these drew by.
         check: Raise where it is not so; otherwise the report says it.
         check_crc: Check the CRC-32 of files that have one; costs a read of them.
         threads: By default one for each core.
@@ -99,74 +114,59 @@ def verify(
     """
     started = time.monotonic()
     _check_arguments(dtype, strict, max_ulp, sample)
-    options = _scale_options(max(len(adapters), 1), alpha, scaling, config)
-    each = _for_adapters(len(adapters), adapter_strategy)
+    drawn = seed if method in METHODS and METHODS[method].prune == "random" else None
+    how = Combination.of(method, density, majority_sign, drawn, resize_rank, energy)
+    limit = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
+    budget = make_budget(threads, limit)
+    options = scale_options(max(len(adapters), 1), alpha, scaling, config, weight)
+    each = for_each(len(adapters), "--adapter-strategy", adapter_strategy)
     strategies = MergeStrategies.read(src_strategy, each, None, replicated)
     paths = [Path(path) for path in adapters]
-    inputs = _open_inputs(
-        Path(base),
-        paths,
-        strategies,
-        step,
-        options,
-        True,  # what the adapter has of NaN and Inf, the result must have
-        check_crc and sample >= 1,
-        progress,
-    )
-    folds = plan_folds(
-        inputs.weights,
-        inputs.adapters,
-        config=inputs.config,
-        is_combined=inputs.is_combined,
-        allow_unused=allow_unused,
-    )
-    problems = [*_base_problems(inputs), *folds.problems]
-    if not (problems or allow_other_base):
-        problems = other_bases(inputs.adapters, folds, inputs.weights)
-    if problems:
-        raise MismatchError(problems)
-    opened = open_whole(
-        Path(merged),
-        None if merged_strategy is None else read_strategy(merged_strategy),
-        replicated=replicated,
-        may_leave_out=lambda name: split_optimizer_state(name) is not None,
-        option="--merged-strategy",
-    )
-    found = opened.base.tensors
-    chosen, expected = find_names(expect(inputs.weights, folds), found, names)
-    target = None if dtype == "auto" else BY_NAME[dtype]
-    comparable, states, offenders = match(
-        expected, found, inputs.base.tensors, dtype=target, allow_missing=allow_missing
-    )
-    budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
-    terms = Terms(strict, max_ulp, sample, seed)
-    proof = prove(comparable, found, states, inputs.base.tensors, terms, budget, progress)
-    offenders += proof.offenders
-    share = proof.compared / proof.elements if proof.elements else 1.0
-    errors = [weight.error_ulp for weight in proof.weights if weight.error_ulp is not None]
-    dropped = [DroppedTensor(name, str(base), role.value) for name, role in inputs.keys.states.items()]
-    report = VerifyReport(
-        base=str(base),
-        merged=str(merged),
-        adapters=tuple(map(_adapter_report, inputs.adapters, folds.rules)),
-        passed=not offenders,
-        strict=strict,
-        max_ulp=max_ulp,
-        names=chosen,
-        weights=tuple(proof.weights),
-        equal=tuple(proof.equal),
-        cast=tuple(proof.cast),
-        dropped=tuple(dict.fromkeys([*dropped, *folds.dropped])),
-        offenders=tuple(offenders),
-        largest_error_ulp=max(errors, default=None),
-        sample=sample,
-        seed=seed,
-        sampled_share=share,
-        chance_of_one_percent=chance_of_share(sample, proof.stretches),
-        chance_of_one_element=share,
-        warnings=(*inputs.warnings, *folds.warnings, *opened.base.warnings),
-        seconds=time.monotonic() - started,
-    )
+    # What the adapter has of NaN and Inf, the result must have.
+    inputs = open_inputs(Path(base), paths, strategies, step, options, True, check_crc and sample >= 1, progress)
+    folds = checked_folds(inputs, allow_unused, allow_other_base=allow_other_base)
+    with combined_folds(folds, how, Path(tempfile.gettempdir()), budget, progress, max_memory=limit):
+        opened = open_whole(
+            Path(merged),
+            None if merged_strategy is None else read_strategy(merged_strategy),
+            replicated=replicated,
+            may_leave_out=lambda name: split_optimizer_state(name) is not None,
+            option="--merged-strategy",
+        )
+        found = opened.base.tensors
+        chosen, expected = find_names(expect(inputs.weights, folds), found, names)
+        target = None if dtype == "auto" else BY_NAME[dtype]
+        comparable, states, offenders = match(
+            expected, found, inputs.base.tensors, dtype=target, allow_missing=allow_missing
+        )
+        terms = Terms(strict, max_ulp, sample, seed)
+        proof = prove(comparable, found, states, inputs.base.tensors, terms, budget, progress)
+        offenders += proof.offenders
+        share = proof.compared / proof.elements if proof.elements else 1.0
+        errors = [weight.error_ulp for weight in proof.weights if weight.error_ulp is not None]
+        dropped = [DroppedTensor(name, str(base), role.value) for name, role in inputs.keys.states.items()]
+        report = VerifyReport(
+            base=str(base),
+            merged=str(merged),
+            adapters=tuple(map(adapter_report, inputs.adapters, folds.rules)),
+            passed=not offenders,
+            strict=strict,
+            max_ulp=max_ulp,
+            names=chosen,
+            weights=tuple(proof.weights),
+            equal=tuple(proof.equal),
+            cast=tuple(proof.cast),
+            dropped=tuple(dict.fromkeys([*dropped, *folds.dropped])),
+            offenders=tuple(offenders),
+            largest_error_ulp=max(errors, default=None),
+            sample=sample,
+            seed=seed,
+            sampled_share=share,
+            chance_of_one_percent=chance_of_share(sample, proof.stretches),
+            chance_of_one_element=share,
+            warnings=(*inputs.warnings, *folds.warnings, *opened.base.warnings),
+            seconds=time.monotonic() - started,
+        )
     if check and not report.passed:
         raise VerificationError(problems_of(report))
     return report
@@ -181,18 +181,3 @@ def _check_arguments(dtype: str, strict: bool, max_ulp: float | None, sample: fl
         raise UsageError(Problem("--max-ulp", f"{max_ulp:g}", "at least 0.5, which rounding alone may take"))
     if not 0 < sample <= 1:
         raise UsageError(Problem("--sample", f"{sample:g}", "a share above 0, and 1 at most"))
-
-
-def _for_adapters(count: int, value: PathLike | Sequence[PathLike] | None) -> list[PathLike | None]:
-    if value is None or isinstance(value, str | os.PathLike):
-        return [value] * count
-    values: list[PathLike | None] = list(value)
-    if len(values) <= 1:
-        return (values or [None]) * count
-    if len(values) != count:
-        raise UsageError(Problem("--adapter-strategy", f"{len(values)} values", f"one, or one for each of {count}"))
-    return values
-
-
-def _adapter_report(adapter: Adapter, rule: str) -> AdapterReport:
-    return AdapterReport(str(adapter.path), adapter.digest, scale_origin(adapter), adapter.families, rule)

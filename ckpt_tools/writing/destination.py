@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ckpt_tools.writing.manifest import is_manifest
 from ckpt_tools.writing.plan import Plan
 from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
 
-__all__ = ["check_destination", "check_room", "destination"]
+__all__ = ["check_destination", "check_room", "destination", "free_bytes", "nearest_folder"]
 
 _WEIGHTS = (".safetensors", ".ckpt")
 _RANK_FOLDER = re.compile(r"rank_\d+")
@@ -59,6 +60,16 @@ def check_destination(plan: Plan, inputs: Iterable[Path], *, force: bool) -> Non
         refuse_existing(output)
     elif os.path.lexists(output):
         _check_replaceable(plan)
+
+
+def nearest_folder(output: Path) -> Path:
+    """The folder that an output is made in, or, where it is missing, the nearest above it that is there."""
+    return next(path for path in output.absolute().parents if path.exists())
+
+
+def free_bytes(output: Path) -> int:
+    """The room on the disk that an output goes to."""
+    return shutil.disk_usage(output if output.exists() else nearest_folder(output)).free
 
 
 def check_room(output: Path, needed_bytes: int, free_bytes: int) -> None:

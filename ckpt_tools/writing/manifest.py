@@ -47,12 +47,14 @@ class ManifestInput:
         name: The name of the file or folder.
         fingerprint: What tells its content from others: `pet-fp1:...` of a base, `blake3:...` of an adapter.
         scaling: Of an adapter: the factors in front of B @ A, each once.
+        weight: Of an adapter: what these were multiplied with besides.
     """
 
     role: str
     name: str
     fingerprint: str = ""
     scaling: tuple[float, ...] = ()
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ class Manifest:
                     "name": one.name,
                     **({"fingerprint": one.fingerprint} if one.fingerprint else {}),
                     **({"scaling": list(one.scaling)} if one.scaling else {}),
+                    **({"weight": one.weight} if one.weight != 1 else {}),
                 }
                 for one in self.inputs
             ],

@@ -1,0 +1,8 @@
+"""Several adapters' updates of a layer to one: the formulas of `surgery.combining`, applied a layer at a time."""
+
+from __future__ import annotations
+
+from ckpt_tools.combining.layers import combine_layers, layer_problems
+from ckpt_tools.combining.model import Combination, Layer, Part
+
+__all__ = ["Combination", "Layer", "Part", "combine_layers", "layer_problems"]

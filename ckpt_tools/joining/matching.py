@@ -1,0 +1,236 @@
+"""Which parameters of several adapters are of one layer, and how they are called in the adapter that is made of them.
+
+The first adapter's spelling is that of the result: its family, its naming, its prefix. The others' names are brought to
+it, by the same rules that find an adapter's weights in a base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ckpt_tools.combining import Layer, Part
+from ckpt_tools.fingerprint import same_values
+from ckpt_tools.merging.adapters import Adapter, scale_of
+from ckpt_tools.merging.folds import unfoldable, weighed_whole
+from ckpt_tools.reports import DroppedTensor
+from ckpt_tools.tensors.folding import VectorTerm
+from ckpt_tools.tensors.lazy import LazyTensor
+from surgery.errors import MismatchError, Problem
+from surgery.grouping import LoraPair
+from surgery.naming import ParameterName, Role
+from surgery.resolution import resolve_names
+from surgery.spelling import spell
+from surgery.translation import naming_of, to_huggingface, to_mindformers
+
+__all__ = ["Joined", "JoinedLayer", "join_adapters"]
+
+_ROLES = {
+    "linear": (Role.LORA_A, Role.LORA_B),
+    "conv": (Role.LORA_A, Role.LORA_B),
+    "embedding": (Role.EMBEDDING_A, Role.EMBEDDING_B),
+    "expert": (Role.EXPERT_A, Role.EXPERT_B),
+}
+
+
+@dataclass(slots=True)
+class JoinedLayer:
+    """A layer of the result.
+
+    Attributes:
+        layer: The module, as the result names it.
+        pairs: Each adapter's pair, and which adapter it is of.
+        parts: What is combined.
+        a: The name of A in the result.
+        b: The name of B.
+        biases: What B's bias is summed of.
+        b_bias: Its name.
+    """
+
+    layer: str
+    pairs: list[tuple[int, LoraPair]] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    a: str = ""
+    b: str = ""
+    biases: list[VectorTerm] = field(default_factory=list)
+    b_bias: str = ""
+
+    def to_combine(self) -> Layer:
+        """The layer as it is combined."""
+        return Layer(self.layer, self.pairs[0][1].kind, tuple(self.parts), to_huggingface(self.layer))
+
+
+@dataclass(slots=True)
+class Joined:
+    """Adapters put together.
+
+    Attributes:
+        layers: Weight of the base to what happens to it, in the first adapter's order.
+        carried: Name in the result to what is taken over as it is, and where it is from: plain weights, magnitudes.
+        rules: What was done to each adapter's names to bring them to the first one's.
+        dropped: What is left out on purpose.
+        warnings: What the user ought to know.
+        problems: Why they cannot be put together.
+    """
+
+    layers: dict[str, JoinedLayer] = field(default_factory=dict)
+    carried: dict[str, tuple[LazyTensor, str]] = field(default_factory=dict)
+    rules: list[str] = field(default_factory=list)
+    dropped: list[DroppedTensor] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def join_adapters(adapters: Sequence[Adapter]) -> Joined:
+    """Put adapters together, layer by layer.
+
+    Args:
+        adapters: At least one; the first decides on names.
+    """
+    joined = Joined()
+    family = next((pair.family for pair in adapters[0].group.pairs), "plain")
+    for number, adapter in enumerate(adapters):
+        _refuse(joined, adapter, is_alone=len(adapters) == 1)
+        rename = _renaming(joined, adapters[0], adapter)
+        for pair in adapter.group.pairs:
+            _add_pair(joined, number, adapter, pair, rename, family)
+        for parameter in adapter.group.weights:
+            _carry_weight(joined, adapter, parameter, rename, family)
+    shared = [layer for layer in joined.layers.values() if len(layer.pairs) > 1]
+    if len(adapters) > 1 and joined.layers and not shared:
+        joined.warnings.append("the adapters have no layer in common: nothing is combined, all are put side by side")
+    return joined
+
+
+def _refuse(joined: Joined, adapter: Adapter, *, is_alone: bool) -> None:
+    """What of an adapter cannot be combined, and what is left out."""
+    group, path = adapter.group, str(adapter.path)
+    joined.problems += [Problem(f"{path}, {one.where}", one.found, one.expected, one.remedy) for one in group.problems]
+    if group.methods:
+        first, more = group.methods[0], len(group.methods) - 1
+        where = f"{path}, {first.name}{f' and {more} more' if more else ''}"
+        joined.problems.append(Problem(where, unfoldable(first), "LoRA adapters", "It cannot be combined with others"))
+    elif not group.pairs:
+        joined.problems.append(Problem(path, "no LoRA matrices", "a LoRA adapter", "Is it the right file?"))
+    reasons = (
+        (group.states, "optimizer state or training scalar"),
+        (group.dropped, "a copy or an aid of the training"),
+    )
+    for parameters, reason in reasons:
+        joined.dropped += [DroppedTensor(one.name, path, reason) for one in parameters]
+    magnitude = next((pair.magnitude for pair in group.pairs if pair.magnitude is not None), None)
+    if magnitude is None:
+        return
+    if not is_alone:
+        found = "DoRA, whose magnitudes rescale the sum of the base and its own update"
+        joined.problems.append(
+            Problem(f"{path}, {magnitude}", found, "LoRA adapters", "Merge it into a base by itself")
+        )
+    elif adapter.weight != 1:
+        found = f"weight {adapter.weight:g} of a DoRA adapter, whose magnitudes rescale the whole weight"
+        joined.problems.append(Problem(f"{path}, {magnitude}", found, "weight 1"))
+
+
+def _renaming(joined: Joined, first: Adapter, adapter: Adapter) -> Callable[[str], str]:
+    """From an adapter's names of the base's weights to the first adapter's."""
+    if adapter is first:
+        joined.rules.append("")
+        return lambda name: name
+    known = [pair.bases[0] for pair in first.group.pairs]
+    own = {pair.a: pair.bases for pair in adapter.group.pairs}
+    ours, theirs = naming_of(known), naming_of([names[0] for names in own.values()])
+    translate = to_huggingface if ours == "huggingface" else to_mindformers
+    is_other = theirs is not None and ours is not None and theirs != ours
+    spelled = {key: tuple(map(translate, names)) for key, names in own.items()} if is_other else own
+    try:
+        resolution = resolve_names(spelled, known)
+    except MismatchError as error:
+        joined.problems += [Problem(str(adapter.path), one.found, one.expected, one.remedy) for one in error.problems]
+        joined.rules.append("")
+        return lambda name: name
+    words = [f"translated to {ours} names"] if is_other else []
+    joined.rules.append(", ".join([*words, *([resolution.rule] if resolution.rule else [])]))
+    if is_other:
+        return lambda name: resolution.apply(translate(name))
+    return resolution.apply
+
+
+def _add_pair(
+    joined: Joined, number: int, adapter: Adapter, pair: LoraPair, rename: Callable[[str], str], family: str
+) -> None:
+    weight = rename(pair.bases[0])
+    layer_name = weight if pair.kind == "expert" else _layer_of(pair, rename)
+    layer = joined.layers.setdefault(weight, JoinedLayer(layer_name))
+    if layer.pairs and layer.pairs[0][1].kind != pair.kind:
+        found = f"{layer.pairs[0][1].kind} in one adapter, {pair.kind} in another"
+        joined.problems.append(Problem(layer_name, found, "one kind of layer", "Are they of the same model?"))
+        return
+    try:
+        scale = scale_of(adapter, pair)
+    except MismatchError as error:
+        joined.problems += [problem for problem in error.problems if problem not in joined.problems]
+        return
+    tensors = adapter.tensors
+    if not layer.pairs:
+        is_own = pair.family == family and layer_name == pair.layer
+        roles = zip((pair.a, pair.b), _ROLES[pair.kind], strict=True)
+        names = [key if is_own else spell(role, layer_name, family) for key, role in roles]
+        if None in names:
+            found = f"{pair.kind} in {adapter.path}, which adapters spelled as {family} cannot have"
+            remedy = "Name an adapter first whose spelling has it"
+            joined.problems.append(Problem(layer_name, found, "layers that the first adapter's spelling has", remedy))
+            return
+        layer.a, layer.b = str(names[0]), str(names[1])
+    layer.pairs.append((number, pair))
+    layer.parts.append(Part(number, tensors[pair.a], tensors[pair.b], adapter.weight, scale.scaling, pair.rank))
+    if pair.magnitude is not None:
+        joined.carried[pair.magnitude] = tensors[pair.magnitude], f"{adapter.path}: {pair.magnitude}"
+    if pair.b_bias is not None:
+        _add_bias(joined, layer, adapter, pair, scale.scaling, family)
+
+
+def _layer_of(pair: LoraPair, rename: Callable[[str], str]) -> str:
+    """The module's name by the rule for weights, which knows translations of some modules by their parameters alone."""
+    weight = rename(pair.bases[0])
+    own = pair.bases[0]
+    if own.startswith(f"{pair.layer}."):
+        return weight.rpartition(".")[0]
+    return rename(pair.layer)
+
+
+def _add_bias(
+    joined: Joined, layer: JoinedLayer, adapter: Adapter, pair: LoraPair, scaling: float, family: str
+) -> None:
+    assert pair.b_bias is not None
+    name = pair.b_bias if pair.family == family else spell(Role.LORA_B_BIAS, layer.layer, family)
+    if name is None:
+        found = f"a bias of B in {adapter.path}, which adapters spelled as {family} cannot have"
+        joined.problems.append(Problem(layer.layer, found, "A and B alone", "Name that adapter first"))
+        return
+    layer.b_bias = layer.b_bias or name
+    layer.biases.append(VectorTerm(adapter.tensors[pair.b_bias], scaling * adapter.weight))
+
+
+def _carry_weight(
+    joined: Joined, adapter: Adapter, parameter: ParameterName, rename: Callable[[str], str], family: str
+) -> None:
+    """A tensor that takes the base's place goes with the result, if one adapter alone has it."""
+    where = f"{adapter.path}, {parameter.name}"
+    own = parameter.base or parameter.name
+    if parameter.family != "peft" and any(own in pair.bases for pair in adapter.group.pairs):
+        found = "a base weight beside its own LoRA matrices: this file holds base and adapter"
+        joined.problems.append(Problem(where, found, "an adapter alone", "Cut it out first: pet-split"))
+        return
+    if adapter.weight != 1:
+        joined.problems.append(weighed_whole(where, adapter.weight))
+        return
+    place = rename(own)
+    is_own = parameter.family == family and place == own
+    name = parameter.name if is_own or family == "plain" else str(spell(Role.WEIGHT, place, family))
+    tensor = adapter.tensors[parameter.name]
+    if name in joined.carried and not same_values(joined.carried[name][0], tensor):
+        found = f"saved whole, with other values, in {joined.carried[name][1].partition(': ')[0]} too"
+        remedy = "Combine adapters of which one at most has modules_to_save of this layer"
+        joined.problems.append(Problem(where, found, "in one adapter alone", remedy))
+        return
+    joined.carried.setdefault(name, (tensor, f"{adapter.path}: {parameter.name}"))
