@@ -6,6 +6,8 @@ way round (Conv1D, embeddings) is transposed by the caller, so that every functi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "dora_factor",
     "effective_rank",
     "energy_by_rank",
+    "inner_products",
     "lora_delta",
     "lora_singular_values",
     "product_distance",
@@ -123,6 +126,28 @@ def product_distance(left: np.ndarray, right: np.ndarray, other_left: np.ndarray
     both = np.concatenate([left.astype(np.float64), -other_left.astype(np.float64)], axis=1)
     values = lora_singular_values(both, np.concatenate([right, other_right], axis=0, dtype=np.float64))
     return float(np.sqrt(np.sum(values**2)))
+
+
+def inner_products(lefts: Sequence[np.ndarray], rights: Sequence[np.ndarray], scalings: Sequence[float]) -> np.ndarray:
+    """The Frobenius inner products of all pairs of updates of one weight, without the updates themselves.
+
+    <B A, D C> = trace((B A)^T D C) = sum of (B^T D) * (A C^T), element by element: products of narrow matrices.
+
+    Args:
+        lefts: Of each update B, `(out, rank)`, finite.
+        rights: Of each update A, `(rank, in)`, finite.
+        scalings: What each B @ A is multiplied with.
+
+    Returns:
+        `(updates, updates)`, float64, symmetric.
+    """
+    starts = np.cumsum([0, *(right.shape[0] for right in rights)])[:-1]
+    left = np.concatenate(lefts, axis=1, dtype=np.float64)
+    right = np.concatenate(rights, axis=0, dtype=np.float64)
+    products = (left.T @ left) * (right @ right.T)
+    sums = np.add.reduceat(np.add.reduceat(products, starts, axis=0), starts, axis=1)
+    factors = np.asarray(scalings, np.float64)
+    return np.asarray(sums * factors[:, None] * factors)
 
 
 def effective_rank(singular_values: np.ndarray) -> float:

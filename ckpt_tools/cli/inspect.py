@@ -8,7 +8,7 @@ import click
 
 from ckpt_tools.cli.common import HELP, PATH, make_progress, print_report, run
 from ckpt_tools.cli.page import page_option, page_writer
-from surgery.errors import Problem, VerificationError
+from surgery.errors import MismatchError, Problem, VerificationError
 from surgery.version import __version__
 
 __all__ = ["inspect_command", "main"]
@@ -84,10 +84,15 @@ def inspect_command(
       pet-inspect base.ckpt merged.safetensors
       pet-inspect base.ckpt Llama-3-8B/ --names hf --exit-code -q
       pet-inspect my-peft-adapter/ --spectra --html adapter.html
+      pet-inspect served-adapters/ --html adapters.html
 
     PATH is any checkpoint that pet-merge reads, a folder of rank_N folders with or without its strategy, or a
     strategy: a file, or a folder with those of all stages. Headers are read, and of the contents the few bytes of
     training scalars. With --spectra the adapters' matrices are read too.
+
+    A folder of adapters, as SLoRA and vLLM serve them, is checked in one go: the adapters' ranks, scales and targets,
+    what is wrong with any, how many layers two have in common, and the cosine of what they add to the base. The exit
+    code is 5 where something is wrong.
 
     With OTHER all tensors that both have are read and compared, whatever the formats and layouts. The exit code is 0
     whether they differ or not, unless --exit-code is given.
@@ -108,6 +113,13 @@ def inspect_command(
     report = inspect_checkpoint(path, progress=make_progress(quiet), **options)
     write_page(report)
     print_report(report, lambda found: summarise(found, list_all=list_all), as_json=as_json, quiet=quiet)
+    broken = [adapter for adapter in report.adapters if adapter.problems]
+    if broken:
+        names = ", ".join(adapter.name for adapter in broken[:5])
+        found = f"{len(broken)} of {len(report.adapters)} adapters that cannot be folded or compared: {names}"
+        raise MismatchError(
+            Problem(path, found, "LoRA adapters that are whole", "The table says what is wrong with each")
+        )
     if exit_code and report.comparison is not None and not report.comparison.equal:
         differing = sum(not tensor.equal_bits for tensor in report.comparison.tensors)
         only = len(report.comparison.only_here) + len(report.comparison.only_there)

@@ -9,6 +9,7 @@ from collections import Counter
 from ckpt_tools.cli.common import printable
 from ckpt_tools.cli.folding_names import number_ranges
 from ckpt_tools.cli.inspect_differences import difference_lines
+from ckpt_tools.cli.inspect_served import served_lines
 from ckpt_tools.cli.inspect_tables import layout_lines, rank_lines, spectrum_lines, tensor_lines
 from ckpt_tools.cli.table import elide, output_width
 from ckpt_tools.reports import InspectedFamily, InspectReport
@@ -33,6 +34,10 @@ def summarise(report: InspectReport, *, list_all: bool = False, width: int | Non
         width: Columns of the terminal; by default those of stdout, where it is one.
     """
     width = output_width() if width is None else width
+    if report.kind == "adapters":
+        count = len(report.adapters)
+        head = f"{printable(report.path)}: a folder of {count} adapter{'s' * (count != 1)}"
+        return "\n".join([head, "", *served_lines(report, width, list_all=list_all)])
     facts = _totals(report) + _families(report) + _layout(report) + _metadata(report)
     what, path = printable(_headline(report)), printable(report.path)
     lines = [f"{path if width is None else elide(path, max(width - len(what), _NARROWEST))}{what}"]

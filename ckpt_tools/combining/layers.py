@@ -23,7 +23,7 @@ from ckpt_tools.tensors.sources import open_source
 from ckpt_tools.writing.memory import Budget
 from surgery.errors import NonFiniteError, Problem, ResourceError
 
-__all__ = ["Combined", "combine_layers", "layer_problems", "working_bytes"]
+__all__ = ["Combined", "combine_layers", "layer_matrices", "layer_problems", "working_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _combine(layer: Layer, how: Combination, usual: int, dtype: DType, folder: P
     def rounded(values: np.ndarray) -> np.ndarray:
         return np.asarray(widen(cast_array(values, dtype)), np.float32)
 
-    stacks = [_matrices(layer, part) for part in layer.parts]
+    stacks = [layer_matrices(layer.kind, part) for part in layer.parts]
     if any(count_nonfinite(factor) for stack in stacks for matrices in stack for factor in matrices):
         raise NonFiniteError(Problem(layer.name, "NaN or Inf in A or B", "finite values, to be combined"))
     results = []
@@ -145,10 +145,15 @@ def _combine(layer: Layer, how: Combination, usual: int, dtype: DType, folder: P
     return Combined(a, b, _report(layer, results, rank))
 
 
-def _matrices(layer: Layer, part: Part) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Left and right factors, `(out, rank)` and `(rank, in)`: one of each, of experts one of each expert."""
+def layer_matrices(kind: str, part: Part) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Left and right factors, `(out, rank)` and `(rank, in)`: one of each, of experts one of each expert.
+
+    Args:
+        kind: As of `Layer`.
+        part: The update; both of its tensors are read.
+    """
     a, b = (np.asarray(widen(tensor.read_all()), np.float32) for tensor in (part.a, part.b))
-    if layer.kind == "expert":
+    if kind == "expert":
         return list(zip(a, b, strict=True))  # whose weights are (in, out), and B @ A is a @ b
     return [(b.reshape(b.shape[0], part.rank), a.reshape(part.rank, -1))]
 

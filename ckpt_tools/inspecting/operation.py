@@ -22,6 +22,7 @@ from ckpt_tools.inspecting.contents import (
     totals_of,
 )
 from ckpt_tools.inspecting.layouts import layouts_of
+from ckpt_tools.inspecting.served import inspect_served, is_adapter_folder
 from ckpt_tools.inspecting.subjects import Subject, open_subject, read_strategy_of
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import Comparison, InspectReport
@@ -55,10 +56,11 @@ def inspect_checkpoint(
     """Say what is in a checkpoint or a strategy, and what differs between two checkpoints.
 
     Only headers are read, and the few bytes of training scalars. With `spectra` the adapters' matrices are read too,
-    with `other` all tensors that both have.
+    with `other` all tensors that both have; of a folder of adapters, as SLoRA and vLLM serve them, all matrices.
 
     Args:
-        path: A checkpoint of any form, a folder of rank folders with or without a strategy, or a strategy.
+        path: A checkpoint of any form, a folder of rank folders with or without a strategy, a strategy, or a folder of
+            folders of adapters.
         other: A checkpoint of any form, to compare with.
         src_strategy: How `path` is cut, where it is folders of ranks.
         other_strategy: How `other` is cut.
@@ -83,8 +85,22 @@ def inspect_checkpoint(
     _check(other, other_strategy, other_step, names, threads)
     # A strategy that cannot be read is told before minutes of headers.
     strategies = read_strategy_of(src_strategy, "--src-strategy"), read_strategy_of(other_strategy, "--other-strategy")
-    subject = open_subject(Path(path), strategies[0], step=step, replicated=replicated)
     selects = _selection(filters)
+    if is_adapter_folder(Path(path)):
+        _refuse_with_adapters(other=other, src_strategy=src_strategy, step=step, spectra=spectra or None)
+        served = inspect_served(
+            Path(path), None if config is None else Path(config), selects, threads or default_threads(), progress
+        )
+        return InspectReport(
+            path=str(path),
+            kind="adapters",
+            filters=tuple(filters),
+            adapters=served.adapters,
+            similarities=served.similarities,
+            warnings=served.warnings,
+            seconds=time.monotonic() - started,
+        )
+    subject = open_subject(Path(path), strategies[0], step=step, replicated=replicated)
     report = replace(_facts(subject, selects, config, filters), strategy=_text(src_strategy))
     warnings = list(report.warnings)
     if spectra:
@@ -121,6 +137,14 @@ def _check(
     ]
     if other is None and given:
         raise UsageError(Problem(", ".join(given), "no OTHER", "a checkpoint to compare with", "Name it behind PATH"))
+
+
+def _refuse_with_adapters(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            option = "OTHER" if name == "other" else f"--{name.replace('_', '-')}"
+            remedy = "Name one of the adapters instead of the folder, or leave it out"
+            raise UsageError(Problem(option, "with a folder of adapters", "one checkpoint", remedy))
 
 
 def _facts(

@@ -7,10 +7,11 @@ it, by the same rules that find an adapter's weights in a base.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ckpt_tools.combining import Layer, Part
 from ckpt_tools.fingerprint import same_values
+from ckpt_tools.joining.renaming import layer_under, names_like
 from ckpt_tools.merging.adapters import Adapter, scale_of
 from ckpt_tools.merging.folds import unfoldable, weighed_whole
 from ckpt_tools.reports import DroppedTensor
@@ -19,9 +20,8 @@ from ckpt_tools.tensors.lazy import LazyTensor
 from surgery.errors import MismatchError, Problem
 from surgery.grouping import LoraPair
 from surgery.naming import ParameterName, Role
-from surgery.resolution import resolve_names
 from surgery.spelling import spell
-from surgery.translation import naming_of, to_huggingface, to_mindformers
+from surgery.translation import to_huggingface
 
 __all__ = ["Joined", "JoinedLayer", "join_adapters"]
 
@@ -105,7 +105,7 @@ def join_adapters(adapters: Sequence[Adapter]) -> Joined:
 def _refuse(joined: Joined, adapter: Adapter, *, is_alone: bool) -> None:
     """What of an adapter cannot be combined, and what is left out."""
     group, path = adapter.group, str(adapter.path)
-    joined.problems += [Problem(f"{path}, {one.where}", one.found, one.expected, one.remedy) for one in group.problems]
+    joined.problems += [replace(one, where=f"{path}, {one.where}") for one in group.problems]
     if group.methods:
         first, more = group.methods[0], len(group.methods) - 1
         where = f"{path}, {first.name}{f' and {more} more' if more else ''}"
@@ -133,33 +133,22 @@ def _refuse(joined: Joined, adapter: Adapter, *, is_alone: bool) -> None:
 
 def _renaming(joined: Joined, first: Adapter, adapter: Adapter) -> Callable[[str], str]:
     """From an adapter's names of the base's weights to the first adapter's."""
-    if adapter is first:
-        joined.rules.append("")
-        return lambda name: name
-    known = [pair.bases[0] for pair in first.group.pairs]
-    own = {pair.a: pair.bases for pair in adapter.group.pairs}
-    ours, theirs = naming_of(known), naming_of([names[0] for names in own.values()])
-    translate = to_huggingface if ours == "huggingface" else to_mindformers
-    is_other = theirs is not None and ours is not None and theirs != ours
-    spelled = {key: tuple(map(translate, names)) for key, names in own.items()} if is_other else own
-    try:
-        resolution = resolve_names(spelled, known)
-    except MismatchError as error:
-        joined.problems += [Problem(str(adapter.path), one.found, one.expected, one.remedy) for one in error.problems]
-        joined.rules.append("")
-        return lambda name: name
-    words = [f"translated to {ours} names"] if is_other else []
-    joined.rules.append(", ".join([*words, *([resolution.rule] if resolution.rule else [])]))
-    if is_other:
-        return lambda name: resolution.apply(translate(name))
-    return resolution.apply
+    rename: Callable[[str], str]
+    rename, rule = str, ""
+    if adapter is not first:
+        try:
+            rename, rule = names_like(first.group, adapter.group)
+        except MismatchError as error:
+            joined.problems += [replace(one, where=str(adapter.path)) for one in error.problems]
+    joined.rules.append(rule)
+    return rename
 
 
 def _add_pair(
     joined: Joined, number: int, adapter: Adapter, pair: LoraPair, rename: Callable[[str], str], family: str
 ) -> None:
     weight = rename(pair.bases[0])
-    layer_name = weight if pair.kind == "expert" else _layer_of(pair, rename)
+    layer_name = layer_under(pair, rename)
     layer = joined.layers.setdefault(weight, JoinedLayer(layer_name))
     if layer.pairs and layer.pairs[0][1].kind != pair.kind:
         found = f"{layer.pairs[0][1].kind} in one adapter, {pair.kind} in another"
@@ -189,15 +178,6 @@ def _add_pair(
         _add_bias(joined, layer, adapter, pair, scale.scaling, family)
 
 
-def _layer_of(pair: LoraPair, rename: Callable[[str], str]) -> str:
-    """The module's name by the rule for weights, which knows translations of some modules by their parameters alone."""
-    weight = rename(pair.bases[0])
-    own = pair.bases[0]
-    if own.startswith(f"{pair.layer}."):
-        return weight.rpartition(".")[0]
-    return rename(pair.layer)
-
-
 def _add_bias(
     joined: Joined, layer: JoinedLayer, adapter: Adapter, pair: LoraPair, scaling: float, family: str
 ) -> None:
@@ -217,11 +197,12 @@ def _carry_weight(
     """A tensor that takes the base's place goes with the result, if one adapter alone has it."""
     where = f"{adapter.path}, {parameter.name}"
     own = parameter.base or parameter.name
-    if parameter.family != "peft" and any(own in pair.bases for pair in adapter.group.pairs):
+    is_adapted = any(own in pair.bases for pair in adapter.group.pairs)
+    if is_adapted and parameter.family != "peft":
         found = "a base weight beside its own LoRA matrices: this file holds base and adapter"
         joined.problems.append(Problem(where, found, "an adapter alone", "Cut it out first: pet-split"))
         return
-    if adapter.weight != 1:
+    if adapter.weight != 1 and not is_adapted:  # PEFT saves the base's own values of embeddings that it adapts
         joined.problems.append(weighed_whole(where, adapter.weight))
         return
     place = rename(own)
@@ -231,6 +212,8 @@ def _carry_weight(
     if name in joined.carried and not same_values(joined.carried[name][0], tensor):
         found = f"saved whole, with other values, in {joined.carried[name][1].partition(': ')[0]} too"
         remedy = "Combine adapters of which one at most has modules_to_save of this layer"
+        if is_adapted:
+            remedy = "The adapters were trained on bases with other values there: combine adapters of one"
         joined.problems.append(Problem(where, found, "in one adapter alone", remedy))
         return
     joined.carried.setdefault(name, (tensor, f"{adapter.path}: {parameter.name}"))

@@ -18,6 +18,7 @@ from ckpt_tools.reports.inspect import (
 )
 from ckpt_tools.reports.manifest import ManifestReport
 from ckpt_tools.reports.merge import AdapterReport, AdapterUse, CombinedLayer, FoldedWeight, MergeReport
+from ckpt_tools.reports.served import AdapterSimilarity, ServedAdapter
 from ckpt_tools.reports.split import ExtractedLayer, SplitParameter, SplitReport
 from ckpt_tools.reports.transform import TransformedTensor, TransformReport
 from ckpt_tools.reports.unmerge import UnmergeReport
@@ -26,6 +27,7 @@ from ckpt_tools.reports.verify import Offender, VerifiedWeight, VerifyReport
 __all__ = [
     "SCHEMA",
     "AdapterReport",
+    "AdapterSimilarity",
     "AdapterUse",
     "AddedParameter",
     "CombineReport",
@@ -51,6 +53,7 @@ __all__ = [
     "OutputReport",
     "RankGroup",
     "Report",
+    "ServedAdapter",
     "Spectrum",
     "SplitParameter",
     "SplitReport",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ckpt_tools.reports.base import Report
+from ckpt_tools.reports.served import AdapterSimilarity, ServedAdapter
 
 __all__ = [
     "ComparedTensor",
@@ -256,7 +257,7 @@ class InspectReport(Report):
 
     Attributes:
         path: What was given.
-        kind: `file`, `folder`, `ranks`, `iteration` or `strategy`.
+        kind: `file`, `folder`, `ranks`, `iteration`, `strategy`, or `adapters`: a folder of them.
         format: `ckpt` or `safetensors`; empty of a strategy.
         files: The names of the files that were read, within `path` where it is a folder.
         file_bytes: The bytes that they take.
@@ -280,6 +281,8 @@ class InspectReport(Report):
         rank_groups: Ranks whose headers are alike.
         rank_differences: Tensors whose shape or type is not the same on all ranks that have them.
         comparison: What differs from the other checkpoint; None where there is none.
+        adapters: The adapters of a folder that serves several.
+        similarities: How alike these are, pair by pair.
     """
 
     path: str
@@ -306,4 +309,6 @@ class InspectReport(Report):
     rank_groups: tuple[RankGroup, ...] = ()
     rank_differences: tuple[OtherShape, ...] = ()
     comparison: Comparison | None = None
+    adapters: tuple[ServedAdapter, ...] = ()
+    similarities: tuple[AdapterSimilarity, ...] = ()
     command: str = "inspect"
