@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ckpt_tools.pages.blocks import Content
+from ckpt_tools.pages.combine import combine_content
 from ckpt_tools.pages.inject import inject_content
 from ckpt_tools.pages.inspect import inspect_content
 from ckpt_tools.pages.merge import merge_content
@@ -13,6 +14,7 @@ from ckpt_tools.pages.split import split_content
 from ckpt_tools.pages.transform import transform_content
 from ckpt_tools.pages.verify import manifest_content, verify_content
 from ckpt_tools.reports import (
+    CombineReport,
     InjectReport,
     InspectReport,
     ManifestReport,
@@ -26,6 +28,7 @@ from ckpt_tools.reports import (
 __all__ = ["content_of"]
 
 _CONTENTS: dict[type[Report], Callable[[Any], Content]] = {
+    CombineReport: combine_content,
     InjectReport: inject_content,
     InspectReport: inspect_content,
     ManifestReport: manifest_content,

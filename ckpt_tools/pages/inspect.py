@@ -6,6 +6,7 @@ from ckpt_tools.layout import Layout, Strategy, read_strategy
 from ckpt_tools.pages.blocks import Block, Cell, Check, Choice, Column, Content, Fact, Names, Paragraph, Section, Table
 from ckpt_tools.pages.heatmaps import heatmap
 from ckpt_tools.pages.layout_figures import layout_figure
+from ckpt_tools.pages.served import served_content
 from ckpt_tools.pages.spectra import Spectrum, spectra_blocks
 from ckpt_tools.pages.text import count_of, number_cell, percent, percent_cell, shape_text
 from ckpt_tools.reports import Comparison, InspectedLayout, InspectReport
@@ -19,6 +20,8 @@ _MOST_LAYOUTS = 24
 
 def inspect_content(report: InspectReport) -> Content:
     """What the page of an inspection says. A strategy that the report names is read again, for the drawings."""
+    if report.kind == "adapters":
+        return served_content(report)
     return Content(
         report.path if report.comparison is None else f"{report.path} and {report.comparison.other}",
         tuple(_checks(report)),

@@ -31,6 +31,7 @@ def merge_content(report: MergeReport) -> Content:
         (
             Fact("Base", report.base),
             *(fact for adapter in report.adapters for fact in _adapter_facts(adapter, report)),
+            *((Fact("Combined by", report.how),) if report.how != "cat" else ()),
             Fact("Output", f"{report.output} ({report.format})"),
             Fact("Base fingerprint", report.base_fingerprint),
         ),
@@ -92,7 +93,8 @@ def _adapter_facts(adapter: AdapterReport, report: MergeReport) -> list[Fact]:
     if scalings:
         origin = adapter.config if alphas and adapter.config else "the command line"
         alpha = f"alpha {_values(alphas)}, " if alphas else ""
-        facts.append(Fact("Scale", f"{_values(scalings)}: {alpha}rank {_values(ranks)}; from {origin}"))
+        weight = f"; weight {adapter.weight:g}" if adapter.weight != 1 else ""
+        facts.append(Fact("Scale", f"{_values(scalings)}: {alpha}rank {_values(ranks)}; from {origin}{weight}"))
     if adapter.names:
         facts.append(Fact("Names", adapter.names))
     return facts

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser
 
 KINDS = (
     *("merge", "look", "transform", "extract", "inject"),
-    *("verify", "wrong", "manifest", "spectra", "compare", "strategy"),
+    *("verify", "wrong", "manifest", "spectra", "compare", "strategy", "combine", "served"),
 )
 
 CONTRAST = """() => {
