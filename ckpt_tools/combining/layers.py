@@ -117,7 +117,11 @@ def _combine(layer: Layer, how: Combination, usual: int, dtype: DType, folder: P
     """Combine a layer, and keep its A and B in a file."""
 
     def rounded(values: np.ndarray) -> np.ndarray:
-        return np.asarray(widen(cast_array(values, dtype)), np.float32)
+        stored = np.asarray(widen(cast_array(values, dtype)), np.float32)
+        if over := count_nonfinite(stored):
+            found = f"{over} elements beyond the range of {dtype}"
+            raise NonFiniteError(Problem(layer.name, found, "values that it can hold", "Choose another --dtype"))
+        return stored
 
     stacks = [layer_matrices(layer.kind, part) for part in layer.parts]
     if any(count_nonfinite(factor) for stack in stacks for matrices in stack for factor in matrices):
@@ -128,12 +132,13 @@ def _combine(layer: Layer, how: Combination, usual: int, dtype: DType, folder: P
             MatrixPart(left, right, part.weight, part.scaling, f"{layer.stream} {part.adapter} {number}")
             for part, (left, right) in zip(layer.parts, matrices, strict=True)
         ]
-        results.append(combine_matrices(parts, how, usual, rounded, folder))
+        try:
+            results.append(combine_matrices(parts, how, usual, rounded, folder))
+        except np.linalg.LinAlgError as error:
+            found = f"products that cannot be decomposed ({error})"
+            raise NonFiniteError(Problem(layer.name, found, "values within the range of float32")) from error
     rank = max(result.left.shape[1] for result in results)
     pair = [np.ascontiguousarray(cast_array(values, dtype)) for values in _shaped(layer, results, rank)]
-    if over := sum(map(count_nonfinite, pair)):
-        found = f"{over} elements beyond the range of {dtype}"
-        raise NonFiniteError(Problem(layer.name, found, "values that it can hold", "Choose another --dtype"))
     with path.open("wb") as file:
         for values in pair:
             file.write(values.reshape(-1).view(np.uint8).data)
