@@ -2,7 +2,7 @@
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
 .PHONY: help demo test test-classic test-core test-pages soak conformance check lint format bench bench-transform \
-	bench-inject bench-split bench-unmerge bench-verify clean
+	bench-combine bench-inject bench-split bench-unmerge bench-verify clean
 
 help:
 	@echo "make demo         add an adapter to a real model, train it, cut it out and merge it (2 minutes, 5 GB of disk)"
@@ -15,6 +15,7 @@ help:
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
 	@echo "make bench        pet-merge's benchmarks, against MindFormers and PEFT (BENCH_ARGS='--size ... --rows ...')"
 	@echo "make bench-transform  pet-transform's, against MindSpore"
+	@echo "make bench-combine    combinations of adapters, against PEFT"
 	@echo "make bench-inject     pet-inject's, against a durable copy"
 	@echo "make bench-split      pet-split's, on 13.5 GB"
 	@echo "make bench-unmerge    what an un-merge patch costs"
@@ -136,6 +137,9 @@ bench: .venv-bench/.complete .venv/.complete .venv-conformance/.complete
 
 bench-transform: .venv-bench/.complete .venv/.complete
 	@.venv-bench/bin/python benchmarks/transform.py --mindspore-python .venv/bin/python $(BENCH_ARGS)
+
+bench-combine: .venv-bench/.complete .venv-conformance/.complete
+	@.venv-bench/bin/python benchmarks/combine.py --peft-python .venv-conformance/bin/python $(BENCH_ARGS)
 
 bench-unmerge: .venv-bench/.complete
 	@.venv-bench/bin/python benchmarks/unmerge.py $(BENCH_ARGS)

@@ -132,10 +132,10 @@ def combined_tensors(size: str, dtype: str, rank: int, targets: tuple[str, ...])
     return {**_weights(size, dtype), **factors}
 
 
-def write_peft_adapter(folder: Path, size: str, rank: int, targets: tuple[str, ...]) -> None:
-    """The same adapter as a PEFT folder."""
+def write_peft_adapter(folder: Path, size: str, rank: int, targets: tuple[str, ...], seed: int = 0) -> None:
+    """The same adapter as a PEFT folder; another one for each seed."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = _factors(size, rank, targets, "base_model.model.", "lora_A.weight", "lora_B.weight")
+    tensors = _factors(size, rank, targets, "base_model.model.", "lora_A.weight", "lora_B.weight", 100_000 * seed)
     save_checkpoint(folder / "adapter_model.safetensors", tensors, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
@@ -152,9 +152,11 @@ def _weights(size: str, dtype: str) -> dict[str, LazyTensor]:
     return {name: Noise(shape, BY_NAME[dtype], seed) for seed, (name, shape) in enumerate(names)}
 
 
-def _factors(size: str, rank: int, targets: tuple[str, ...], prefix: str, a: str, b: str) -> dict[str, LazyTensor]:
+def _factors(
+    size: str, rank: int, targets: tuple[str, ...], prefix: str, a: str, b: str, first_seed: int = 0
+) -> dict[str, LazyTensor]:
     factors: dict[str, LazyTensor] = {}
-    for seed, (name, (rows, columns)) in enumerate(_targeted(size, targets)):
+    for seed, (name, (rows, columns)) in enumerate(_targeted(size, targets), first_seed):
         layer = prefix + name.removesuffix(".weight")
         factors[f"{layer}.{a}"] = Noise((rank, columns), BY_NAME["fp32"], 10_000 + seed)
         factors[f"{layer}.{b}"] = Noise((rows, rank), BY_NAME["fp32"], 20_000 + seed)

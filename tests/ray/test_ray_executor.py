@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from merge_cases import BASE, PAIRS, add_crc, contents, mindpet, names_of, random, write, write_folder
+from merge_cases import BASE, PAIRS, add_crc, contents, factors, mindpet, names_of, random, write, write_folder
 from rank_folders import strategy_of
 from ray_cases import Ones, plan_of, readers
 from transform_cases import COLUMNS, ROWS, write_case
@@ -112,6 +112,16 @@ def test_a_single_file_has_the_same_bytes(tmp_path: Path) -> None:
         merge(tmp_path / "base.ckpt", tmp_path / "lora.ckpt", alpha=8, output=output, executor=executor)
     assert contents(tmp_path / "ray.safetensors") == contents(tmp_path / "local.safetensors")
     assert names_of(tmp_path) == ["base.ckpt", "local.safetensors", "lora.ckpt", "ray.safetensors"]
+
+
+def test_what_is_combined_beforehand_is_read_by_workers_and_gone_behind_them(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "base", BASE, shards=3)
+    adapters = [write(tmp_path / name, mindpet(factors(seed=seed))) for seed, name in enumerate(("a.ckpt", "b.ckpt"))]
+    for executor in ("local", "ray"):
+        output = tmp_path / executor
+        merge(base, *adapters, alpha=8, method="ties", density=0.5, output=output, executor=executor)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+    assert names_of(tmp_path) == ["a.ckpt", "b.ckpt", "base", "local", "ray"]
 
 
 def test_ranks_of_a_transform_have_the_same_bytes(tmp_path: Path) -> None:
