@@ -178,9 +178,8 @@ def elect_signs(tasks: np.ndarray, majority: str) -> np.ndarray:
     Returns:
         `(tasks, ...)`, bool.
     """
-    signs = np.sign(tasks)
-    total = (tasks if majority == "total" else signs).sum(axis=0)
-    return signs == np.where(total >= 0, 1, -1)
+    total = (tasks if majority == "total" else np.sign(tasks)).sum(axis=0)
+    return np.where(total >= 0, tasks > 0, tasks < 0)
 
 
 def disjoint_mean(tasks: np.ndarray, weights: Sequence[float], agree: np.ndarray) -> np.ndarray:
