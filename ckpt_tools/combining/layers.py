@@ -23,7 +23,7 @@ from ckpt_tools.tensors.sources import open_source
 from ckpt_tools.writing.memory import Budget
 from surgery.errors import NonFiniteError, Problem, ResourceError
 
-__all__ = ["Combined", "combine_layers", "layer_matrices", "layer_problems", "working_bytes"]
+__all__ = ["Combined", "combine_layers", "layer_matrices", "layer_problems", "peak_bytes", "working_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def combine_layers(
         ResourceError: No room, or not enough memory for a single layer.
     """
     usual = max((part.rank for layer in layers for part in layer.parts), default=0)
-    threads = _threads(layers, how, usual, budget, max_memory)
+    threads = _threads(layers, how, budget, max_memory)
     progress.start(sum(map(_elements, layers)), f"combining ({how.method})")
 
     def work(number: int) -> Combined:
@@ -111,6 +111,11 @@ def working_bytes(layers: Sequence[Layer], how: Combination) -> int:
     """The anonymous memory that the largest layer takes while it is combined, at most."""
     usual = max((part.rank for layer in layers for part in layer.parts), default=0)
     return max((_layer_bytes(layer, how, usual) for layer in layers), default=0)
+
+
+def peak_bytes(layers: Sequence[Layer], how: Combination, budget: Budget) -> int:
+    """The anonymous memory of this process that combining takes at most, what it takes anyway included."""
+    return Budget(0).peak_bytes + _threads(layers, how, budget, None) * working_bytes(layers, how)
 
 
 def _combine(layer: Layer, how: Combination, usual: int, dtype: DType, folder: Path, path: Path) -> Combined:
@@ -226,8 +231,8 @@ def _layer_bytes(layer: Layer, how: Combination, usual: int) -> int:
     return room
 
 
-def _threads(layers: Sequence[Layer], how: Combination, usual: int, budget: Budget, max_memory: int | None) -> int:
-    largest = max((_layer_bytes(layer, how, usual) for layer in layers), default=1) or 1
+def _threads(layers: Sequence[Layer], how: Combination, budget: Budget, max_memory: int | None) -> int:
+    largest = working_bytes(layers, how) or 1
     room = budget.peak_bytes - Budget(0).peak_bytes
     if max_memory is not None and largest > room:
         least = Budget(0).peak_bytes + largest

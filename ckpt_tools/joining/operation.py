@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tools.combining import Combination, combine_layers, layer_problems
-from ckpt_tools.combining.layers import working_bytes
+from ckpt_tools.combining.layers import peak_bytes
 from ckpt_tools.formats import check_crc as check_file_crc
 from ckpt_tools.joining.draft import JoinDraft
 from ckpt_tools.joining.matching import Joined, join_adapters
@@ -26,7 +26,7 @@ from ckpt_tools.writing.beside import check_beside, write_beside
 from ckpt_tools.writing.destination import check_destination, check_room, destination, nearest_folder
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
-from ckpt_tools.writing.memory import Budget, make_budget
+from ckpt_tools.writing.memory import make_budget
 from ckpt_tools.writing.plan import with_manifest
 from ckpt_tools.writing.write import Outcome, execute
 from surgery.errors import MismatchError, Problem, UsageError
@@ -143,8 +143,7 @@ def combine(
         check_destination(plan, given, force=force)
         beside = draft.files_beside(plan)
         check_beside(beside, given, force=force)
-        needed = Budget(0).peak_bytes + budget.threads * working_bytes(layers, how)
-        report = draft.report(plan, max(budget.peak_bytes, needed))
+        report = draft.report(plan, max(budget.peak_bytes, peak_bytes(layers, how, budget)))
         check_room(path, report.bytes_written, report.free_disk_bytes)
         if dry_run:
             return replace(report, dry_run=True, seconds=time.monotonic() - started)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ckpt_tools.combining import Combination, Layer, Part, combine_layers, layer_problems
+from ckpt_tools.combining.layers import peak_bytes
 from ckpt_tools.merging.fitting import term_of
 from ckpt_tools.merging.fold_plan import Fold, FoldPlan
 from ckpt_tools.progress import Progress
@@ -29,7 +30,7 @@ def combined_folds(
     progress: Progress,
     *,
     max_memory: int | None = None,
-) -> Iterator[None]:
+) -> Iterator[int]:
     """Combine the adapters of each weight; what is made of them lies in a temporary folder, gone behind the block.
 
     Args:
@@ -39,6 +40,9 @@ def combined_folds(
         budget: Threads and memory.
         progress: Told how far it is.
         max_memory: Bytes of anonymous memory at most, if the user says so.
+
+    Yields:
+        The anonymous memory that it took at most; 0 where nothing had to be combined beforehand.
 
     Raises:
         MismatchError: Some weights' adapters cannot be combined so; all problems at once.
@@ -50,7 +54,7 @@ def combined_folds(
         folds.warnings.append(f"{len(shared)} weights take several adapters, which are {done}: {shared[0]}, ...")
     layers = fold_layers(folds, how)
     if how.is_sum:
-        yield
+        yield 0
         return
     with TemporaryDirectory(prefix=".pet-combine-", dir=place) as folder:
         done_layers = combine_layers(
@@ -65,7 +69,7 @@ def combined_folds(
         if unfinished:
             found = f"{len(unfinished)} layers did not come to rest in their decomposition: {unfinished[0]}, ..."
             folds.warnings.append(found)
-        yield
+        yield peak_bytes(layers, how, budget)
 
 
 def fold_layers(folds: FoldPlan, how: Combination) -> list[Layer]:

@@ -161,7 +161,7 @@ def merge(
     path = merge_output(inputs.base, output, format, strategies.target)
     # A cluster's machines read what was combined, so it lies where the output does.
     place = Path(tempfile.gettempdir()) if executor == "local" or dry_run else nearest_folder(path)
-    with combined_folds(folds, how, place, budget, progress, max_memory=limit):
+    with combined_folds(folds, how, place, budget, progress, max_memory=limit) as peak:
         target = None if dtype == "keep" else BY_NAME[dtype]
         draft = MergeDraft(inputs, folds, how, target, fingerprint(inputs.weights), check_finite=not allow_nonfinite)
         tensors, renamed = rename_tensors(draft.tensors(), names)
@@ -180,6 +180,7 @@ def merge(
             draft.report(plan, part, budget, renamed),
             ranks=None if selected is None else str(selected),
             unmerge_patch=None if patch_path is None else str(patch_path),
+            peak_memory_bytes=max(budget.peak_bytes, peak),
         )
         check_room(path, report.bytes_written, report.free_disk_bytes)
         if dry_run:
