@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from sphinx.application import Sphinx
+
 from surgery.version import __version__
 
 project = "pet-surgery"
@@ -38,3 +42,17 @@ copybutton_line_continuation_character = "\\"
 html_theme = "furo"
 html_title = f"pet-surgery {release}"
 html_copy_source = False
+
+# The index on a code host is the site's own, and what lies beside docs/ has no page there: the READMEs.
+_INDEX = re.compile(r"\]\(\.\./README\.md\)")
+_OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+[A-Z][\w.-]*\.md\)")
+
+
+def _keep_links_inside(app: Sphinx, docname: str, source: list[str]) -> None:
+    text = _INDEX.sub("](../index.rst)", source[0]) if "/" in docname else source[0]
+    source[0] = _OUTSIDE.sub(r"\1", text)
+
+
+def setup(app: Sphinx) -> None:
+    """Read pages without the links that lead out of the site."""
+    app.connect("source-read", _keep_links_inside)
