@@ -31,6 +31,7 @@ myst_links_external_new_tab = False
 # surgery.network stands on these, which are gigabytes and hold numpy below 2: their names are enough for a signature.
 autodoc_mock_imports = ["mindspore", "mindpet", "mindformers"]
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 100
 autodoc_member_order = "bysource"
