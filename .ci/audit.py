@@ -61,7 +61,11 @@ def audit(service: str, bounds: list[str]) -> dict[str, list[dict[str, Any]]] | 
 
 def main() -> int:
     """Ask the first service that answers."""
-    bounds = [lower_bounds(extras) for extras in EXTRAS]
+    try:
+        bounds = [lower_bounds(extras) for extras in EXTRAS]
+    except subprocess.CalledProcessError:
+        print("AUDIT NOT DONE: uv could not resolve the lower bounds; it says why above")
+        return 2
     for service in SERVICES:
         known = audit(service, bounds)
         if known is not None:
