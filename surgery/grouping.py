@@ -21,7 +21,7 @@ class LoraPair:
         layer: The module, as `ParameterName.layer`.
         family: How its parameters are spelled.
         kind: `linear`: A (rank, in), B (out, rank). `embedding`: A (rank, entries), B (width, rank), added transposed.
-            `conv`: A (rank, in, *kernel), B (out, rank, 1, ...). `expert`: A (experts, in, rank), B (experts, rank,
+            `conv`: A `(rank, in, *kernel)`, B (out, rank, 1, ...). `expert`: A (experts, in, rank), B (experts, rank,
             out).
         rank: Read from the shapes.
         a: Key of A.

@@ -194,8 +194,9 @@ def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
-        # click puts Abort in the place of a KeyboardInterrupt, whose argument says what became of the output.
-        cause = error.__cause__ or error
+        # click puts Abort in the place of a KeyboardInterrupt, whose argument says what became of the output: as its
+        # cause since 8.1.4, before that as the context alone.
+        cause = (error.__cause__ or error.__context__ or error) if isinstance(error, click.Abort) else error
         _complain("; ".join(["interrupted", *map(str, cause.args)]))
         code = _INTERRUPTED
     except MemoryError:

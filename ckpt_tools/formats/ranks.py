@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,15 +39,14 @@ class RankFolder:
 
 def is_rank_folder(path: Path) -> bool:
     """Whether a folder holds `rank_N/` folders."""
-    return path.is_dir() and any(True for _ in rank_numbers(path))
+    return path.is_dir() and bool(rank_numbers(path))
 
 
-def rank_numbers(path: Path) -> Iterable[int]:
+def rank_numbers(path: Path) -> list[int]:
     """The numbers of the `rank_N/` folders in a folder, in no order."""
-    for entry in os.scandir(path):
-        match = _RANK.fullmatch(entry.name)
-        if match and entry.is_dir():
-            yield int(match[1])
+    with os.scandir(path) as entries:
+        matches = [(_RANK.fullmatch(entry.name), entry) for entry in entries]
+        return [int(match[1]) for match, entry in matches if match and entry.is_dir()]
 
 
 def read_rank_folder(path: str | os.PathLike[str], step: str | None = None) -> RankFolder:

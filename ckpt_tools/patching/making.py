@@ -70,7 +70,8 @@ class Change:
         """The same with DoRA's factors."""
         if self.dora is None:
             return self
-        return replace(self, prediction=replace(self.prediction, factor=self.dora.factor()))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return replace(self, prediction=replace(self.prediction, factor=self.dora.factor()))
 
     def encode(self, matrix: int, rows: tuple[int, int]) -> _Chunks:
         """Some whole chunks of one matrix: the digest of each, and its encoded differences."""
@@ -78,7 +79,8 @@ class Change:
         region = (*place, rows, (0, columns))
         base = self.base.read(region).reshape(last - first, columns)
         delta = self.prediction.delta(place, rows, columns) if self.merged is not None else None
-        merged = base if self.merged is None else self.merged.read(region).reshape(last - first, columns)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told where the merged tensor is written
+            merged = base if self.merged is None else self.merged.read(region).reshape(last - first, columns)
         chunks = []
         for _, (low, high) in self.grid.spans(first, last):
             cut = slice(low - first, high - first)

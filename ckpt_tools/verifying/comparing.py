@@ -81,8 +81,9 @@ def compare_same(expected: LazyTensor, found: LazyTensor, region: Region) -> Mea
 
 def compare_cast(expected: LazyTensor, found: LazyTensor, region: Region) -> Measured:
     """The weight, rounded to nearest even in the type of what was found."""
-    exact = round_to(expected.read(region).astype(np.float64), found.dtype)
-    actual = found.read(region).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of a signalling NaN
+        exact = round_to(expected.read(region).astype(np.float64), found.dtype)
+        actual = found.read(region).astype(np.float64)
     same = (exact == actual) & (np.signbit(exact) == np.signbit(actual)) | (np.isnan(exact) & np.isnan(actual))
     measured = Measured(elements=exact.size, wrong=int(exact.size - np.count_nonzero(same)))
     if measured.wrong:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [*(ROOT / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "SECURITY.md")), *DOCS]
 
 
 def _anchors(page: Path) -> set[str]:
@@ -19,7 +19,7 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_anchor_is_a_heading(page: Path) -> None:
     links = re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", page.read_text(encoding="utf-8"))
     missing = [
@@ -30,4 +30,5 @@ def test_every_anchor_is_a_heading(page: Path) -> None:
 
 def test_the_index_has_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    assert [page.name for page in DOCS if page.name != "README.md" and f"]({page.name})" not in index] == []
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in DOCS]
+    assert [page for page in pages if page != "README.md" and f"]({page})" not in index] == []

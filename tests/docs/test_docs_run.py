@@ -1,4 +1,4 @@
-"""Every example of README.md and docs/ is run as it stands; CONTRIBUTING.md tells how to write one."""
+"""Every example of the READMEs and of docs/ is run as it stands; CONTRIBUTING.md tells how to write one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from docs_running import OF_NETWORKS, ROOT, SYBIL, run_page, write_commands
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,9 @@ def test_a_session_is_held_to_what_it_prints(session: str, failure: str | None, 
 
 
 @pytest.mark.parametrize(
-    "path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.relative_to(ROOT).as_posix()
+    "path",
+    [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_every_link_to_a_file_finds_it(path: Path) -> None:
     links = re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", path.read_text(encoding="utf-8"))

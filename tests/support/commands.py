@@ -26,9 +26,9 @@ _SOURCES = str(Path(ckpt_tools.__file__).parents[1])
 
 
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment, in which the sources under test are found."""
+    """This process's environment, in which the sources under test are found, and a warning of Python's is an error."""
     path = os.pathsep.join(filter(None, (_SOURCES, os.environ.get("PYTHONPATH", ""))))
-    return {**os.environ, "PYTHONPATH": path, **(changes or {})}
+    return {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "error", **(changes or {})}
 
 
 def pet_merge(

@@ -95,6 +95,7 @@ def environment(folder: Path, commands: Path) -> Iterator[None]:
         patch.setenv("PATH", os.pathsep.join([str(commands), os.environ["PATH"]]))
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         patch.setenv("COLUMNS", "100")
+        patch.setenv("PYTHONWARNINGS", "error")
         yield
 
 

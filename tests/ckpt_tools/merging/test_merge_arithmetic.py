@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from commands import pet_merge
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from merge_cases import (
@@ -188,6 +189,18 @@ def test_values_that_are_not_finite_are_refused_by_name_and_nothing_is_left(
     merged = read(tmp_path / "out.ckpt")
     assert not np.all(np.isfinite(merged["model.layers.0.attention.wq.weight"]))
     assert "NaN" not in report.to_json()
+
+
+@pytest.mark.parametrize("patch", [(), ("--unmerge-patch", "x.patch")])
+def test_a_delta_beyond_float32_is_refused_and_numpy_says_nothing_of_it(tmp_path: Path, patch: tuple[str, ...]) -> None:
+    huge = np.full((1, 1), 1e30, np.float32)  # a product of so few elements is numpy's own, which looks for overflows
+    write(tmp_path / "base.ckpt", {"a.weight": huge})
+    write(tmp_path / "lora.ckpt", {"a.lora_a": huge, "a.lora_b": huge})
+    command = ("base.ckpt", "lora.ckpt", "--alpha", "8", "-o", "out.ckpt", *patch)
+    run = pet_merge(*command, cwd=tmp_path, env={"PYTHONWARNINGS": ""})
+    assert (run.returncode, run.stdout) == (5, "")
+    assert run.stderr.startswith("error: ")
+    assert len(run.stderr.splitlines()) == 1
 
 
 def test_an_overflow_of_fp16_is_refused_in_folded_and_in_cast_weights(tmp_path: Path) -> None:

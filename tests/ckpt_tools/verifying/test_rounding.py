@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from ckpt_tools.tensors.dtypes import BY_NAME
+from ckpt_tools.tensors.views import Constant
+from ckpt_tools.verifying.comparing import compare_cast
 from ckpt_tools.verifying.rounding import largest, round_to, smallest, ulp, unit_roundoff
 
 
@@ -17,7 +19,8 @@ def all_values(name: str) -> np.ndarray:
     else:
         bits = np.dtype(f"u{dtype.itemsize}")
         values = np.random.default_rng(0).integers(0, np.iinfo(bits).max, 20000, dtype=bits).view(dtype)
-    wide = values.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of signalling NaN
+        wide = values.astype(np.float64)
     return values[np.isfinite(wide)]
 
 
@@ -48,5 +51,13 @@ def test_rounding_is_that_of_numpy_and_ml_dtypes(name: str) -> None:
     values = bits.view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         expected = values.astype(BY_NAME[name].numpy).astype(np.float64)
-    found = round_to(values.astype(np.float64), BY_NAME[name])
+        wide = values.astype(np.float64)
+    found = round_to(wide, BY_NAME[name])
     assert np.array_equal(found, expected, equal_nan=True)
+
+
+def test_a_signalling_nan_that_was_cast_is_one_nan_and_no_warning() -> None:
+    signalling = np.array([0x7F800001], np.uint32).view(np.float32)
+    quiet = np.array([np.nan], ml_dtypes.bfloat16)
+    one, other = Constant(signalling, BY_NAME["fp32"]), Constant(quiet, BY_NAME["bf16"])
+    assert compare_cast(one, other, ((0, 1),)).wrong == 0
