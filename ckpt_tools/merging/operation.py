@@ -22,7 +22,7 @@ from ckpt_tools.merging.belonging import other_bases
 from ckpt_tools.merging.fold_plan import FoldPlan
 from ckpt_tools.merging.folds import plan_folds
 from ckpt_tools.merging.strategies import MergeStrategies, for_each, merge_output, plan_merged
-from ckpt_tools.merging.undoing import check_patch_options, check_patch_place, draft_patch, with_patch
+from ckpt_tools.merging.undoing import check_patch_options, check_patch_place, draft_patch, is_left_over, with_patch
 from ckpt_tools.patching import PatchDraft
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.renaming import rename_tensors
@@ -31,6 +31,7 @@ from ckpt_tools.sizes import parse_size
 from ckpt_tools.tensors.dtypes import BY_NAME, DType
 from ckpt_tools.tensors.lazy import LazyTensor, Statistics
 from ckpt_tools.tensors.views import Cast, Checked
+from ckpt_tools.writing.claims import sweep_published
 from ckpt_tools.writing.destination import check_destination, check_room
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
@@ -186,10 +187,14 @@ def merge(
     part = part_of(plan, selected, 0 if strategies.target is None else strategies.target.ranks)
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
     given = [inputs.base.path, *(adapter.path for adapter in inputs.adapters), *strategies.paths()]
+    sweep_published(path, *([] if patch_path is None else [patch_path]))
     check_destination(plan, given, force=force)
+    may_replace_patch = force
     if patch_path is not None:
         read = [*given, *(Path(source.path) for source in plan.sources())]
-        check_patch_place(patch_path, plan.output, read, force=force)
+        if patch_path.exists() and not force:
+            may_replace_patch = is_left_over(draft.patch(patch_path, plan, renamed), plan.output)
+        check_patch_place(patch_path, plan.output, read, force=may_replace_patch)
     chosen = None if selected is None else str(selected)
     report = replace(
         draft.report(plan, part, budget, renamed),
@@ -211,7 +216,7 @@ def merge(
             verify_written(written, inputs.base.tensors, inputs.weights, folds, renamed, strategies, budget, progress)
 
     patch = None if patch_path is None else draft.patch(patch_path, plan, renamed)
-    with with_patch(patch, approve, force=force, budget=budget, progress=progress) as (approve_all, size):
+    with with_patch(patch, approve, force=may_replace_patch, budget=budget, progress=progress) as (approve_all, size):
         outcome = execute(
             plan,
             part=part,
