@@ -24,7 +24,7 @@ from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import AddedParameter, InjectReport
 from ckpt_tools.sizes import parse_size
 from ckpt_tools.tensors.views import Cast
-from ckpt_tools.writing.beside import check_beside, write_beside
+from ckpt_tools.writing.beside import check_beside
 from ckpt_tools.writing.destination import check_destination, check_room, free_bytes
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.finite import refuse_overflow
@@ -198,11 +198,11 @@ def inject(
     def approve(outcome: Outcome) -> None:
         if not allow_nonfinite:
             refuse_overflow(outcome, "its type" if dtype == "keep" else dtype)
-        write_beside(beside)
 
     outcome = execute(
         plan,
         part=part,
+        beside=beside,
         force=force,
         budget=budget,
         progress=progress,

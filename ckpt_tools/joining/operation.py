@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,13 +21,15 @@ from ckpt_tools.reports import CombineReport
 from ckpt_tools.sizes import parse_size
 from ckpt_tools.splitting.adapter_output import AdapterOptions
 from ckpt_tools.tensors.dtypes import BY_NAME, DType
-from ckpt_tools.writing.beside import check_beside, write_beside
+from ckpt_tools.writing.beside import check_beside
+from ckpt_tools.writing.claims import sweep_published
 from ckpt_tools.writing.destination import check_destination, check_room, destination, nearest_folder
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import make_budget
 from ckpt_tools.writing.plan import with_manifest
-from ckpt_tools.writing.write import Outcome, execute
+from ckpt_tools.writing.scratch import scratch_folder
+from ckpt_tools.writing.write import execute
 from surgery.errors import MismatchError, Problem, UsageError
 
 __all__ = ["combine"]
@@ -133,13 +134,15 @@ def combine(
         raise MismatchError(problems)
     path = _output(paths[0], output)
     kept = _type_of(joined) if dtype == "keep" else BY_NAME[dtype]
-    place = Path(tempfile.gettempdir()) if executor == "local" or dry_run else nearest_folder(path)
-    with tempfile.TemporaryDirectory(prefix=".pet-combine-", dir=place) as folder:
-        combined = combine_layers(layers, how, kept, Path(folder), budget, progress, max_memory=limit)
+    # A cluster's machines read what was combined, so it lies where the output does.
+    place = None if executor == "local" or dry_run else nearest_folder(path)
+    with scratch_folder(place) as folder:
+        combined = combine_layers(layers, how, kept, folder, budget, progress, max_memory=limit)
         draft = JoinDraft(loaded, joined, combined, how, kept, AdapterOptions(path, format, names), opened)
         draft.check_bases(allow_other_base=allow_other_base)
         plan = with_manifest(draft.plan(), "combine", _manifest_inputs(loaded), digest=digest)
         given = [*paths, *strategies.paths(), *(option.config for option in options if option.config is not None)]
+        sweep_published(path)
         check_destination(plan, given, force=force)
         beside = draft.files_beside(plan)
         check_beside(beside, given, force=force)
@@ -147,16 +150,12 @@ def combine(
         check_room(path, report.bytes_written, report.free_disk_bytes)
         if dry_run:
             return replace(report, dry_run=True, seconds=time.monotonic() - started)
-
-        def approve(outcome: Outcome) -> None:
-            write_beside(beside)
-
         execute(
             plan,
+            beside=beside,
             force=force,
             budget=budget,
             progress=progress,
-            approve=approve,
             executor=executor,
             resume=False,  # the temporary folder is another one in each run
         )

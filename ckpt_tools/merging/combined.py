@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ckpt_tools.combining import Combination, Layer, Part, combine_layers, layer_problems
 from ckpt_tools.combining.layers import peak_bytes
@@ -15,6 +14,7 @@ from ckpt_tools.merging.fold_plan import Fold, FoldPlan
 from ckpt_tools.progress import Progress
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.writing.memory import Budget
+from ckpt_tools.writing.scratch import scratch_folder
 from surgery.errors import MismatchError, Problem
 from surgery.translation import to_huggingface
 
@@ -25,7 +25,7 @@ __all__ = ["combined_folds", "fold_layers"]
 def combined_folds(
     folds: FoldPlan,
     how: Combination,
-    place: Path,
+    place: Path | None,
     budget: Budget,
     progress: Progress,
     *,
@@ -36,7 +36,7 @@ def combined_folds(
     Args:
         folds: What happens to each weight; changed in place.
         how: The method.
-        place: An existing folder for the temporary one.
+        place: An existing folder for the temporary one; None for where such files go.
         budget: Threads and memory.
         progress: Told how far it is.
         max_memory: Bytes of anonymous memory at most, if the user says so.
@@ -56,10 +56,8 @@ def combined_folds(
     if how.is_sum:
         yield 0
         return
-    with TemporaryDirectory(prefix=".pet-combine-", dir=place) as folder:
-        done_layers = combine_layers(
-            layers, how, BY_NAME["fp32"], Path(folder), budget, progress, max_memory=max_memory
-        )
+    with scratch_folder(place) as folder:
+        done_layers = combine_layers(layers, how, BY_NAME["fp32"], folder, budget, progress, max_memory=max_memory)
         for name, combined in done_layers.items():
             fold = folds.folds[name]
             pair = replace(fold.pairs[0].pair, rank=combined.report.rank)

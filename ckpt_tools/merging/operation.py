@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -17,12 +16,13 @@ from ckpt_tools.merging.draft import MergeDraft
 from ckpt_tools.merging.inputs import checked_folds, open_inputs, scale_options
 from ckpt_tools.merging.measured import refuse_nonfinite, with_statistics
 from ckpt_tools.merging.strategies import MergeStrategies, for_each, merge_output, plan_merged
-from ckpt_tools.merging.undoing import check_patch_options, check_patch_place, with_patch
+from ckpt_tools.merging.undoing import check_patch_options, check_patch_place, is_left_over, with_patch
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.renaming import rename_tensors
 from ckpt_tools.reports import MergeReport
 from ckpt_tools.sizes import parse_size
 from ckpt_tools.tensors.dtypes import BY_NAME
+from ckpt_tools.writing.claims import sweep_published
 from ckpt_tools.writing.destination import check_destination, check_room, nearest_folder
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.memory import make_budget
@@ -160,7 +160,7 @@ def merge(
     budget = make_budget(threads, limit)
     path = merge_output(inputs.base, output, format, strategies.target)
     # A cluster's machines read what was combined, so it lies where the output does.
-    place = Path(tempfile.gettempdir()) if executor == "local" or dry_run else nearest_folder(path)
+    place = None if executor == "local" or dry_run else nearest_folder(path)
     with combined_folds(folds, how, place, budget, progress, max_memory=limit) as peak:
         target = None if dtype == "keep" else BY_NAME[dtype]
         draft = MergeDraft(inputs, folds, how, target, fingerprint(inputs.weights), check_finite=not allow_nonfinite)
@@ -172,10 +172,14 @@ def merge(
         plan = with_manifest(plan, "merge", draft.manifest_inputs(), digest=digest)
         part = part_of(plan, selected, 0 if strategies.target is None else strategies.target.ranks)
         given = [inputs.base.path, *(adapter.path for adapter in inputs.adapters), *strategies.paths()]
+        sweep_published(path, *([] if patch_path is None else [patch_path]))
         check_destination(plan, given, force=force)
+        may_replace_patch = force
         if patch_path is not None:
             read = [*given, *(Path(source.path) for source in plan.sources())]
-            check_patch_place(patch_path, plan.output, read, force=force)
+            if patch_path.exists() and not force:
+                may_replace_patch = is_left_over(draft.patch(patch_path, plan, renamed), plan.output)
+            check_patch_place(patch_path, plan.output, read, force=may_replace_patch)
         report = replace(
             draft.report(plan, part, budget, renamed),
             ranks=None if selected is None else str(selected),
@@ -198,7 +202,10 @@ def merge(
                 verify_written(written, base_tensors, inputs.weights, folds, renamed, strategies, budget, progress)
 
         patch = None if patch_path is None else draft.patch(patch_path, plan, renamed)
-        with with_patch(patch, approve, force=force, budget=budget, progress=progress) as (approve_all, patch_bytes):
+        with with_patch(patch, approve, force=may_replace_patch, budget=budget, progress=progress) as (
+            approve_all,
+            patch_bytes,
+        ):
             outcome = execute(
                 plan,
                 part=part,

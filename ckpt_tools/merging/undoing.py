@@ -23,6 +23,7 @@ from ckpt_tools.patching import (
     UsedAdapter,
     is_patch,
     make_patch,
+    read_patch,
     tensor_digest,
 )
 from ckpt_tools.patching.grid import Grid
@@ -34,9 +35,9 @@ from ckpt_tools.tensors.views import Cast, Transposed, reshape, unreshaped
 from ckpt_tools.writing.destination import destination
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.write import Outcome
-from surgery.errors import OutputExistsError, Problem, UsageError
+from surgery.errors import OutputExistsError, PetSurgeryError, Problem, UsageError
 
-__all__ = ["check_patch_options", "check_patch_place", "draft_patch", "with_patch"]
+__all__ = ["check_patch_options", "check_patch_place", "draft_patch", "is_left_over", "with_patch"]
 
 PathLike = str | os.PathLike[str]
 
@@ -86,6 +87,16 @@ def check_patch_place(path: Path, output: Path, inputs: Iterable[Path], *, force
     if not force:
         remedy = "Choose another, or replace it with --force"
         raise OutputExistsError(Problem(option, "it exists already", "a free path", remedy))
+
+
+def is_left_over(draft: PatchDraft, output: Path) -> bool:
+    """Whether a run of this very merge was killed between publishing its patch and its output: the patch may go."""
+    if os.path.lexists(output) or not draft.path.is_file():
+        return False
+    try:
+        return read_patch(draft.path).facts == draft.facts
+    except PetSurgeryError:
+        return False
 
 
 def draft_patch(

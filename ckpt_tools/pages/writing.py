@@ -10,7 +10,7 @@ from ckpt_tools.pages.contents import content_of
 from ckpt_tools.pages.extra import require_html_extra
 from ckpt_tools.pages.rendering import render
 from ckpt_tools.reports.base import Report
-from ckpt_tools.writing.beside import write_beside
+from ckpt_tools.writing.beside import write_file
 from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
 
 __all__ = ["check_page", "write_page"]
@@ -73,7 +73,7 @@ def write_page(report: Report, path: str | os.PathLike[str], *, force: bool = Fa
     data = render(report, content_of(report))
     _check_free(page, force=force)
     try:
-        write_beside({page: data})
+        write_file(page, data, force=force)
     except OSError as error:
         found = f"the page could not be written: {(error.strerror or str(error)).lower()}"
         raise ResourceError(Problem(str(page), found, remedy="What the report tells of is not affected")) from error

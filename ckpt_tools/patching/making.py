@@ -32,7 +32,7 @@ from ckpt_tools.tensors.folding import DoraMerged
 from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored
 from ckpt_tools.tensors.sources import Source, close_sources, open_source
 from ckpt_tools.tensors.views import Constant
-from ckpt_tools.writing.atomic import Workspace
+from ckpt_tools.writing.atomic import Workspace, sync_folder
 from ckpt_tools.writing.claims import claim_output
 from ckpt_tools.writing.digests import Digests
 from ckpt_tools.writing.file_job import FileJob
@@ -139,10 +139,11 @@ class MadePatch:
                 with suppress(OSError):  # a file system without hard links: then there is no way back
                     os.link(output, kept)
                     self._replaced = kept
-            self.workspace.publish()
+            self.workspace.put_in_place()
+            self._is_published = True
+            sync_folder(output.parent)
         except OSError as error:
             raise _failed(output, error) from error
-        self._is_published = True
 
     def withdraw(self) -> None:
         """Take it back, since the merged model could not be published; what it replaced returns."""

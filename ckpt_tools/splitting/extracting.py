@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from ckpt_tools.tensors.casts import cast_array, widen
 from ckpt_tools.tensors.dtypes import BY_NAME, DType
 from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored
 from ckpt_tools.tensors.sources import open_source
+from ckpt_tools.writing.scratch import scratch_folder
 from surgery.errors import MismatchError, Problem
 from surgery.extraction import LowRank, extract_low_rank, rounding_edge
 from surgery.lowrank import lora_delta
@@ -98,10 +98,8 @@ def extract_delta(tuned: Opened, base: Opened, options: ExtractionOptions, progr
     """
     names = _common_names(tuned, base, options.exclude)
     family = "peft" if naming_of(names) == "huggingface" else "mindpet"
-    with tempfile.TemporaryDirectory(prefix="pet-split-") as folder:
-        yield _extract(
-            names, tuned.base.tensors, base.base.tensors, options, family, Path(folder) / "factors", progress
-        )
+    with scratch_folder() as folder:
+        yield _extract(names, tuned.base.tensors, base.base.tensors, options, family, folder / "factors", progress)
 
 
 def _common_names(tuned: Opened, base: Opened, exclude: Sequence[str]) -> list[str]:

@@ -19,13 +19,15 @@ from ckpt_tools.splitting.extracting import ExtractionOptions, extract_delta
 from ckpt_tools.splitting.facts import Scales, find_scales
 from ckpt_tools.splitting.selection import Choice, select
 from ckpt_tools.tensors.dtypes import BY_NAME
-from ckpt_tools.writing.beside import check_beside, write_beside
+from ckpt_tools.writing.beside import check_beside
+from ckpt_tools.writing.claims import sweep_published
 from ckpt_tools.writing.destination import check_destination, check_room, destination
+from ckpt_tools.writing.digests import digest_tensors
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
-from ckpt_tools.writing.memory import make_budget
+from ckpt_tools.writing.memory import Budget, make_budget
 from ckpt_tools.writing.plan import Plan, with_manifest
 from ckpt_tools.writing.write import Outcome, execute
-from surgery.errors import MismatchError, NonFiniteError, Problem, UsageError
+from surgery.errors import MismatchError, NonFiniteError, PetSurgeryError, Problem, UsageError
 from surgery.naming import Role, classify
 
 __all__ = ["split"]
@@ -128,24 +130,26 @@ def split(
             plans.append(work.remainder_plan(destination(remainder)))
         told = ManifestInput("source", printable_name(source), work.fingerprint)
         plans = [with_manifest(plan, "split", [told], digest=digest) for plan in plans]
+        sweep_published(*(plan.output for plan in plans))
+        may_replace = force or _is_left_over(plans, budget, progress)
         for plan in plans:
-            check_destination(plan, inputs, force=force)
+            check_destination(plan, inputs, force=may_replace)
         _check_apart(plans)
         beside = work.files_beside(plans[0])
-        check_beside(beside, inputs, force=force)
+        check_beside(beside, inputs, force=may_replace)
         report = work.report(plans, budget.peak_bytes)
         check_room(plans[0].output, report.bytes_written, report.free_disk_bytes)
 
         def approve(outcome: Outcome) -> None:
             _refuse_overflow(outcome, dtype)
-            write_beside(beside)
 
         if not dry_run:
             resumed: list[str] = []
             for plan in plans:
                 outcome = execute(
                     plan,
-                    force=force,
+                    beside=beside if plan is plans[0] else {},
+                    force=may_replace,
                     budget=budget,
                     progress=progress,
                     approve=approve,
@@ -264,6 +268,22 @@ def _check_apart(plans: Sequence[Plan]) -> None:
             raise UsageError(
                 Problem(f"--remainder {plans[1].output}", f"it lies in or on -o {one}", "a place of its own")
             )
+
+
+def _is_left_over(plans: Sequence[Plan], budget: Budget, progress: Progress) -> bool:
+    """Whether a run of these very plans ended between its two outputs: its adapter is this one's to the last bit."""
+    adapter, *rest = plans
+    if not rest or not os.path.lexists(adapter.output) or os.path.lexists(rest[0].output):
+        return False
+    from ckpt_tools.verifying.manifests import read_manifest  # whose package needs what merging needs
+
+    try:
+        found = read_manifest(adapter.output)
+        digests = digest_tensors(dict(adapter.tensors()), budget, progress)
+    except PetSurgeryError:
+        return False
+    known = adapter.with_identity().manifest
+    return known is not None and found.plan == f"sha256:{known.plan}" and found.digests == digests
 
 
 def _refuse_overflow(outcome: Outcome, dtype: str) -> None:

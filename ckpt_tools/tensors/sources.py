@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -32,6 +33,9 @@ __all__ = [
 MAX_OPEN_SOURCES = 128
 """Inputs that are open at the same time."""
 
+# What the machine is to blame for, and not the path.
+_MACHINE = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -57,6 +61,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
 
     Raises:
         InputMissingError: There is no such file, or it may not be read.
+        ResourceError: The disk failed, or too many files are open.
         CorruptInputError: It is a folder, a pipe, a socket or a device.
     """
     absolute = Path(path).absolute()
@@ -66,9 +71,10 @@ def open_source(path: str | os.PathLike[str]) -> Source:
             with open(absolute, "rb"):
                 pass
     except OSError as error:
-        raise InputMissingError(
-            Problem(str(path), (error.strerror or str(error)).lower(), "a readable file", "Check the path")
-        ) from error
+        found = (error.strerror or str(error)).lower()
+        if error.errno in _MACHINE:
+            raise ResourceError(Problem(str(path), found, "a readable file")) from error
+        raise InputMissingError(Problem(str(path), found, "a readable file", "Check the path")) from error
     if not stat.S_ISREG(info.st_mode):
         kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe, a socket or a device"
         raise CorruptInputError(Problem(str(path), kind, "a regular file"))

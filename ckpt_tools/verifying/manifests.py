@@ -31,6 +31,7 @@ class ReadManifest:
         digests: Their digests by name; None where the manifest has none.
         inputs: What went in, as `base base.ckpt`.
         companions: Name of a small file to the BLAKE3 of its bytes; None where the manifest has no digests.
+        plan: The digest of the plan, as `sha256:...`.
     """
 
     where: Path
@@ -40,6 +41,7 @@ class ReadManifest:
     digests: Mapping[str, str] | None
     inputs: tuple[str, ...]
     companions: Mapping[str, str | None]
+    plan: str = ""
 
 
 def read_manifest(output: Path) -> ReadManifest:
@@ -104,7 +106,8 @@ def _parse(where: Path, found: Mapping[str, Any]) -> ReadManifest:
     tool, command = found["tool"], found["command"]
     if not isinstance(tool, str) or not isinstance(command, str):
         raise TypeError("tool and command are no texts")
-    return ReadManifest(where, tool, command, tensors, digests if has_digests else None, inputs, companions)
+    plan = str(found.get("plan", ""))
+    return ReadManifest(where, tool, command, tensors, digests if has_digests else None, inputs, companions, plan)
 
 
 def _digest(name: str, digest: object) -> str:

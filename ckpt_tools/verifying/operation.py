@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,7 +124,7 @@ def verify(
     # What the adapter has of NaN and Inf, the result must have.
     inputs = open_inputs(Path(base), paths, strategies, step, options, True, check_crc and sample >= 1, progress)
     folds = checked_folds(inputs, allow_unused, allow_other_base=allow_other_base)
-    with combined_folds(folds, how, Path(tempfile.gettempdir()), budget, progress, max_memory=limit):
+    with combined_folds(folds, how, None, budget, progress, max_memory=limit):
         opened = open_whole(
             Path(merged),
             None if merged_strategy is None else read_strategy(merged_strategy),

@@ -5,6 +5,9 @@
     .NAME.pet-surgery/content/...             what is complete, under the names that it will have
     .NAME.pet-surgery/*.statistics.json       what was measured of complete files
     .NAME.pet-surgery/kept                    content is of runs of parts of the output, for one that completes it
+    .NAME.pet-surgery/exchanged               which folder was content when it was exchanged for an older output
+    .NAME.pet-surgery/replaced                that older output, where a file system exchanges no names
+    .NAME.pet-surgery/beside/...              small files on their way to beside the output
 
 The sibling lies beside the output, so that renames stay on one file system. `claims` locks it.
 """
@@ -14,18 +17,22 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_tools.writing.linux import rename_exchange, rename_new
-from surgery.errors import OutputExistsError, Problem
+from surgery.errors import OutputExistsError, Problem, ResourceError
 
-__all__ = ["Workspace", "refuse_existing", "sync_folder"]
+__all__ = ["Workspace", "refuse_existing", "sync_file", "sync_folder", "write_synced", "writing_failed"]
 
 _DIGEST_FILE = "plan.sha256"
 _CONTENT = "content"
 _PARTS = "parts"
 _KEPT_MARK = "kept"
+_EXCHANGED = "exchanged"
+_REPLACED = "replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,11 @@ class Workspace:
         """The file that says that what is complete was written by runs of parts, and outlives a run that fails."""
         return self.folder / _KEPT_MARK
 
+    @property
+    def beside(self) -> Path:
+        """The folder of small files that go beside the output."""
+        return self.folder / "beside"
+
     def new_part(self) -> Path:
         """A free path, where a file is written until it is complete.
 
@@ -88,15 +100,35 @@ class Workspace:
         except OSError:
             return False
 
-    def is_complete(self, name: str) -> bool:
-        """Whether a run before this one, of the same plan, completed the file."""
-        return (self.content / name).is_file()
-
     def complete(self, part: Path, name: str) -> None:
         """Give a written and synced part its name among the content, which marks it as complete."""
         place = self.content / name
         place.parent.mkdir(parents=True, exist_ok=True)
         part.rename(place)
+
+    def has_content(self) -> bool:
+        """Whether there is a complete file that a run may take over."""
+        return not self._is_content_replaced() and any(path.is_file() for path in self.content.rglob("*"))
+
+    def recover(self) -> None:
+        """Undo, or complete, what a run that was killed while it published left half done.
+
+        Raises:
+            OSError: An I/O call failed.
+        """
+        replaced = self.folder / _REPLACED
+        if os.path.lexists(replaced) and not os.path.lexists(self.output):
+            replaced.rename(self.output)
+        if self._is_content_replaced():
+            shutil.rmtree(self.content)
+        with suppress(FileNotFoundError):
+            (self.folder / _EXCHANGED).unlink()
+
+    def remove(self) -> None:
+        """Remove the hidden folder; what a kill leaves of it is taken for no run's."""
+        with suppress(OSError):
+            self.mark.unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def discard(self, name: str) -> None:
         """Remove a complete file, which turned out to be none."""
@@ -107,8 +139,26 @@ class Workspace:
         for folder in sorted({path.parent for path in self.content.rglob("*")} | {self.content}):
             sync_folder(folder)
 
+    def sync_all(self) -> None:
+        """Make all durable that a later run needs to take over what is complete."""
+        for path in self.folder.iterdir():
+            if path.is_file():
+                sync_file(path)
+        self.sync()
+        sync_folder(self.folder)
+        sync_folder(self.folder.parent)
+
     def publish(self) -> None:
-        """Put the complete output into its place, in one step.
+        """Put the complete output into its place, for good.
+
+        Raises:
+            OutputExistsError: An output appeared in the meantime, and `force` is not set.
+        """
+        self.put_in_place()
+        sync_folder(self.output.parent)
+
+    def put_in_place(self) -> None:
+        """Put the complete output into its place, in one step; that is durable once the folder above it is synced.
 
         Raises:
             OutputExistsError: An output appeared in the meantime, and `force` is not set.
@@ -118,8 +168,11 @@ class Workspace:
         if not self.force:
             self._publish_new(new)
         elif self.is_folder and self.output.is_dir() and not self.output.is_symlink():
+            # A kill behind the exchange leaves the older output as content, which must not be taken for this plan's.
+            write_synced(self.folder / _EXCHANGED, str(new.stat().st_ino).encode())
+            sync_folder(self.folder)
             if not rename_exchange(new, self.output):
-                old = self.folder / "replaced"
+                old = self.folder / _REPLACED
                 self.output.rename(old)
                 try:
                     new.rename(self.output)
@@ -128,7 +181,13 @@ class Workspace:
                     raise
         else:
             new.replace(self.output)
-        sync_folder(self.output.parent)
+
+    def _is_content_replaced(self) -> bool:
+        """Whether what lies as content is the output that was there before, as a run was killed behind the exchange."""
+        try:
+            return int((self.folder / _EXCHANGED).read_bytes()) != self.content.stat().st_ino
+        except (OSError, ValueError):
+            return False  # nothing was exchanged: what is said of an exchange is durable before it
 
     def _publish_new(self, new: Path) -> None:
         try:
@@ -147,6 +206,33 @@ def refuse_existing(output: Path) -> None:
     """
     if os.path.lexists(output):
         raise _exists(output)
+
+
+def writing_failed(output: Path, error: OSError) -> ResourceError:
+    """What a failed call means for whoever waits for an output."""
+    remedies = {
+        errno.ENOSPC: "Free some room or choose another place with -o",
+        errno.EDQUOT: "Raise the quota or choose another place with -o",
+    }
+    found = f"writing failed: {(error.strerror or str(error)).lower()}"
+    return ResourceError(Problem(str(output), found, remedy=remedies.get(error.errno or 0, "")))
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a small file, and wait until its bytes are durable."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_file(path: Path) -> None:
+    """Make the bytes of a file durable that was written and closed."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

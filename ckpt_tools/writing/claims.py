@@ -18,10 +18,10 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 
-from ckpt_tools.writing.atomic import Workspace, refuse_existing
+from ckpt_tools.writing.atomic import Workspace, refuse_existing, sync_folder, write_synced, writing_failed
 from surgery.errors import OutputExistsError, OutputLockedError, Problem, ResourceError
 
-__all__ = ["claim_output", "claim_part"]
+__all__ = ["claim_output", "claim_part", "refuse_taken", "sweep_published"]
 
 # Where no folder can be made at all (/proc), making one fails as if it had just been removed.
 _LOCK_ATTEMPTS = 100
@@ -62,10 +62,12 @@ def claim_output(output: Path, digest: str, *, is_folder: bool, force: bool) -> 
             _prepare(workspace, is_alone=True)
             is_kept = workspace.kept_mark.exists()
             yield workspace
-            is_kept = False  # it was published
         finally:
             # The folder goes before the lock does, so that no other run can find it half removed.
-            shutil.rmtree(workspace.parts if is_kept else workspace.folder, ignore_errors=True)
+            if is_kept and workspace.has_content():  # else it was published
+                shutil.rmtree(workspace.parts, ignore_errors=True)
+            else:
+                workspace.remove()
             os.close(descriptor)
     finally:
         _remove_empty(made)
@@ -93,21 +95,54 @@ def claim_part(output: Path, digest: str, *, is_folder: bool, force: bool) -> It
             yield workspace
         finally:
             shutil.rmtree(workspace.parts, ignore_errors=True)
-            if not _has_content(workspace) and _try_lock(descriptor, fcntl.LOCK_EX) is _Lock.HELD:
-                shutil.rmtree(workspace.folder, ignore_errors=True)
+            if not workspace.has_content() and _try_lock(descriptor, fcntl.LOCK_EX) is _Lock.HELD:
+                workspace.remove()
             os.close(descriptor)
     finally:
         _remove_empty(made)
 
 
+def refuse_taken(output: Path) -> None:
+    """Make sure that nothing lies at the output's path; else what `sweep_published` removes is removed.
+
+    Raises:
+        OutputExistsError: Something does.
+    """
+    sweep_published(output)
+    refuse_existing(output)
+
+
+def sweep_published(*outputs: Path) -> None:
+    """Remove what runs left hidden that were killed when they had published their outputs."""
+    for output in outputs:
+        if os.path.lexists(output):
+            with suppress(OSError):
+                _sweep(_at(output, "", is_folder=False, force=False))
+
+
+def _sweep(workspace: Workspace) -> None:
+    """Remove a hidden folder that no run holds, and in which nothing waits to be taken over."""
+    descriptor = os.open(workspace.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        is_free = _try_lock(descriptor, fcntl.LOCK_EX) is _Lock.HELD and _is_still(workspace.folder, descriptor)
+        if is_free and not workspace.has_content():
+            workspace.remove()
+    finally:
+        os.close(descriptor)
+
+
+def _at(output: Path, digest: str, *, is_folder: bool, force: bool) -> Workspace:
+    output = Path(os.path.realpath(output.parent)) / output.name  # unlike resolve(), fine with a circle of links
+    hidden = output.parent / f".{output.name}.pet-surgery"
+    return Workspace(hidden, output, is_folder, force, digest, secrets.token_hex(8))
+
+
 def _workspace(output: Path, digest: str, *, is_folder: bool, force: bool) -> tuple[Workspace, list[Path]]:
     """The hidden folder, which may be missing, and the folders above it that were made."""
-    output = Path(os.path.realpath(output.parent)) / output.name  # unlike resolve(), fine with a circle of links
+    workspace = _at(output, digest, is_folder=is_folder, force=force)
     if not force:
-        refuse_existing(output)
-    hidden = output.parent / f".{output.name}.pet-surgery"
-    made = _make_folders(output.parent)
-    return Workspace(hidden, output, is_folder, force, digest, secrets.token_hex(8)), made
+        refuse_taken(workspace.output)
+    return workspace, _make_folders(workspace.output.parent)
 
 
 def _make_folders(folder: Path) -> list[Path]:
@@ -116,6 +151,8 @@ def _make_folders(folder: Path) -> list[Path]:
     try:
         missing += [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            sync_folder(path.parent)  # else the output would be durable in a folder that is not
     except OSError as error:
         _remove_empty(missing)
         raise _refused(folder, error) from error
@@ -133,7 +170,12 @@ def _lock_alone(workspace: Workspace) -> int:
     while True:
         descriptor = _open(workspace.folder)
         try:
-            lock = _try_lock(descriptor, fcntl.LOCK_EX)
+            try:
+                lock = _try_lock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                with suppress(OSError):
+                    workspace.folder.rmdir()  # where it is empty, nobody has it
+                raise writing_failed(workspace.output, error) from error
             if lock is _Lock.BUSY:
                 raise _locked(workspace, "another run holds it")
             if _is_still(workspace.folder, descriptor):
@@ -170,8 +212,8 @@ def _join(workspace: Workspace, descriptor: int) -> bool:
         try:
             _prepare(workspace, is_alone=lock is _Lock.HELD, is_kept=True)
         except ResourceError:
-            if lock is _Lock.HELD and not _has_content(workspace):
-                shutil.rmtree(workspace.folder, ignore_errors=True)
+            if lock is _Lock.HELD and not workspace.has_content():
+                workspace.remove()
             raise
     # Between giving up the one lock and getting the other another run may come in: what it left is looked at again.
     if _try_lock(descriptor, fcntl.LOCK_SH) is _Lock.BUSY or not _is_still(workspace.folder, descriptor):
@@ -214,10 +256,6 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _has_content(workspace: Workspace) -> bool:
-    return any(path.is_file() for path in workspace.content.rglob("*"))
-
-
 def _prepare(workspace: Workspace, *, is_alone: bool, is_kept: bool = False) -> None:
     """Make the hidden folder one of this plan.
 
@@ -227,26 +265,43 @@ def _prepare(workspace: Workspace, *, is_alone: bool, is_kept: bool = False) -> 
         is_kept: Whether what is completed there outlives the run.
     """
     try:
+        if is_alone:
+            workspace.recover()
+            if not workspace.force:
+                refuse_existing(workspace.output)
         if not workspace.is_visible():
             _refuse_other_parts(workspace)
-            for path in workspace.folder.iterdir():
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            _empty(workspace)
         elif is_alone and workspace.all_parts.exists():
             shutil.rmtree(workspace.all_parts)
         workspace.content.mkdir(exist_ok=True)
-        # In one step, for runs on a file system without locks.
+        # In one step, for runs on a file system without locks; and durable, for what is completed to be found again.
         new_mark = workspace.folder / f"{workspace.mark.name}.{workspace.run}"
-        new_mark.write_text(workspace.digest)
-        new_mark.replace(workspace.mark)
+        try:
+            write_synced(new_mark, workspace.digest.encode())
+            new_mark.replace(workspace.mark)
+        except OSError:
+            new_mark.unlink(missing_ok=True)
+            raise
         if is_kept:
             workspace.kept_mark.touch()
     except OSError as error:
-        raise _refused(workspace.folder, error) from error
+        raise writing_failed(workspace.output, error) from error
+
+
+def _empty(workspace: Workspace) -> None:
+    """Remove what lies in a hidden folder, for good, before the mark of another plan says that it is that one's."""
+    workspace.mark.unlink(missing_ok=True)
+    left = list(workspace.folder.iterdir())
+    for path in left:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if left:
+        sync_folder(workspace.folder)
 
 
 def _refuse_other_parts(workspace: Workspace) -> None:
     """What runs of parts completed, maybe in hours, is not thrown away for an option that was mistyped."""
-    if workspace.kept_mark.exists() and _has_content(workspace) and not workspace.force:
+    if workspace.kept_mark.exists() and workspace.has_content() and not workspace.force:
         raise OutputExistsError(
             Problem(
                 str(workspace.folder),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ckpt_tools.sizes import format_size
-from ckpt_tools.writing.atomic import refuse_existing
+from ckpt_tools.writing.claims import refuse_taken
 from ckpt_tools.writing.manifest import is_manifest
 from ckpt_tools.writing.plan import Plan
 from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
@@ -57,7 +57,7 @@ def check_destination(plan: Plan, inputs: Iterable[Path], *, force: bool) -> Non
             raise UsageError(Problem(f"-o {output}", f"it is, or holds, the input {path}", "a path of its own"))
     _check_manifest_beside(plan, paths, force=force)
     if not force:
-        refuse_existing(output)
+        refuse_taken(output)
     elif os.path.lexists(output):
         _check_replaceable(plan)
 

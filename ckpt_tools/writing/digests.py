@@ -66,6 +66,11 @@ class Digests:
         with self._lock:
             self._complete.update(digests)
 
+    def known(self, file: OutputFile) -> dict[str, str]:
+        """Those of a file's tensors all of whose content was seen."""
+        with self._lock:
+            return {name: self._complete[name] for name, _ in file.tensors if name in self._complete}
+
     def complete(self) -> dict[str, str]:
         """The digests of tensors all of whose content was seen."""
         with self._lock:

@@ -16,8 +16,9 @@ from ckpt_tools.tensors.crc import Piece
 from ckpt_tools.tensors.sources import MAX_OPEN_SOURCES
 from ckpt_tools.writing.atomic import Workspace
 from ckpt_tools.writing.digests import Digests
-from ckpt_tools.writing.file_job import FileJob, Measured, save_measured
+from ckpt_tools.writing.file_job import FileJob, Measured
 from ckpt_tools.writing.interrupts import HeldInterrupts
+from ckpt_tools.writing.kept import Kept, keep_facts
 from ckpt_tools.writing.linux import open_files_limit
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputFile
@@ -45,7 +46,7 @@ class Written:
         size: Bytes.
         measured: What was measured of its computed tensors.
         read: What another process read for it of watched inputs, by their paths.
-        digests: The digests that another process made of tensors that it holds whole.
+        digests: The digests that were known, when it was complete, of tensors that it holds.
     """
 
     name: str
@@ -121,8 +122,8 @@ def connect_executor(executor: str) -> Executor:
 
 
 def keep_file(workspace: Workspace, part: Path, written: Written) -> None:
-    """Make a part a complete file of the workspace, with what was measured for a run that takes it over."""
-    save_measured(workspace, written.name, written.measured)
+    """Make a part a complete file of the workspace, with what is known of it for a run that takes it over."""
+    keep_facts(workspace, written.name, Kept(written.size, written.measured, written.digests))
     workspace.complete(part, written.name)
 
 
@@ -155,7 +156,7 @@ class _Threads:
         written: list[Written] = []
 
         def keep(job: FileJob) -> None:
-            result = Written(job.entry.name, job.size, job.measured())
+            result = Written(job.entry.name, job.size, job.measured(), digests=digests.known(job.entry))
             keep_file(workspace, job.part, result)
             written.append(result)
 

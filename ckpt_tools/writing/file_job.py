@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from ckpt_tools.progress import Progress
 from ckpt_tools.tensors.crc import crc32
 from ckpt_tools.tensors.lazy import LazyTensor, Region, Statistics, bands, byte_stretches, region_shape
 from ckpt_tools.tensors.views import Sliced, unreshaped
-from ckpt_tools.writing.atomic import Workspace
 from ckpt_tools.writing.copying import WRITEBACK_BYTES, Copy, coalesce, copies_of, copy_range, group, write_at
 from ckpt_tools.writing.digests import Digests
 from ckpt_tools.writing.linux import preallocate, start_writeback
@@ -28,7 +26,7 @@ from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputFile, whole_of
 from ckpt_tools.writing.sharing import Share, Taker, meeting
 
-__all__ = ["FileJob", "Measured", "Task", "add_up", "load_measured", "save_measured", "share_tasks"]
+__all__ = ["FileJob", "Measured", "Task", "add_up", "share_tasks"]
 
 Task = Callable[[], None]
 
@@ -270,18 +268,6 @@ def _digest_shared(
         jobs[takers[0].file].digests.add(name, share.tensor, begin, content)
 
 
-def load_measured(workspace: Workspace, name: str) -> Measured | None:
-    """What was measured when a file was written; None where a crash of the machine lost it."""
-    try:
-        loaded = json.loads(_statistics_file(workspace, name).read_text())
-        return {
-            tensor: {place: Statistics(**measured) for place, measured in places.items()}
-            for tensor, places in loaded.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-
-
 def add_up(measured: Measured) -> dict[str, Statistics]:
     """The sums of what was measured of each tensor, in an order that does not depend on the threads."""
     totals = {}
@@ -290,16 +276,6 @@ def add_up(measured: Measured) -> dict[str, Statistics]:
         for place in sorted(places):
             totals[name].add(places[place])
     return totals
-
-
-def save_measured(workspace: Workspace, name: str, measured: Measured) -> None:
-    """Keep what was measured, for a run that takes the file over."""
-    text = {tensor: {place: asdict(part) for place, part in places.items()} for tensor, places in measured.items()}
-    _statistics_file(workspace, name).write_text(json.dumps(text))
-
-
-def _statistics_file(workspace: Workspace, name: str) -> Path:
-    return workspace.folder / (name.replace("/", "%2F") + ".statistics.json")
 
 
 def _moved(region: Region, place: Region) -> Region:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,14 +16,15 @@ from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.tensors.crc import CrcPieces
 from ckpt_tools.tensors.lazy import Statistics
 from ckpt_tools.tensors.sources import Source, check_unchanged, close_sources, watch_reads
-from ckpt_tools.writing.atomic import Workspace
-from ckpt_tools.writing.beside import write_beside
+from ckpt_tools.writing.atomic import Workspace, sync_folder, writing_failed
+from ckpt_tools.writing.beside import placed_beside
 from ckpt_tools.writing.claims import claim_output, claim_part
 from ckpt_tools.writing.copying import Copy, copy_range, write_at
 from ckpt_tools.writing.digests import Digests, digest_tensors, written_tensors
 from ckpt_tools.writing.executors import Executor, connect_executor
-from ckpt_tools.writing.file_job import Measured, add_up, load_measured
+from ckpt_tools.writing.file_job import Measured, add_up
 from ckpt_tools.writing.interrupts import HeldInterrupts, hold_interrupts
+from ckpt_tools.writing.kept import Kept, load_kept
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputBytes, OutputCopy, OutputFile, OutputManifest, Plan
 from surgery.errors import PetSurgeryError, Problem, ResourceError
@@ -67,6 +67,7 @@ def execute(
     plan: Plan,
     *,
     part: Plan | None = None,
+    beside: Mapping[Path, bytes] | None = None,
     force: bool = False,
     budget: Budget | None = None,
     progress: Progress = SILENT,
@@ -81,6 +82,7 @@ def execute(
         plan: What to write.
         part: Some of its files: they are completed, and kept for a run of the whole plan, which takes them over and
             publishes the output. Runs of parts may work at the same time, also on several machines.
+        beside: Small files that appear beside the output, by their paths; where they may not, `check_beside` said so.
         force: Replace an existing output.
         budget: Threads and memory; by default a thread for each core.
         progress: What is told how far it is.
@@ -119,21 +121,41 @@ def execute(
                     workspace.discard(name)
                 raise
         except OSError as error:
-            raise _failed(plan.output, error) from error
+            raise writing_failed(plan.output, error) from error
         finally:
             progress.finish()
             close_sources()
         held.raise_pending()
-        try:
-            if part is None and identified.beside is not None:
-                name, manifest = identified.beside.name, identified.beside.manifest
-                write_beside({plan.output.parent / name: replace(manifest, digests=digests).to_bytes()})
-            workspace.sync() if part is not None else workspace.publish()
-        except OSError as error:
-            raise _failed(plan.output, error) from error
-        if part is None:
-            held.consequence = "the output is complete"
+        if part is not None:
+            try:
+                workspace.sync_all()
+            except OSError as error:
+                raise writing_failed(plan.output, error) from error
+            return outcome
+        files = dict(beside or {})
+        if identified.beside is not None:
+            manifest = replace(identified.beside.manifest, digests=digests)
+            files[plan.output.parent / identified.beside.name] = manifest.to_bytes()
+        _publish(workspace, files)
+        held.consequence = "the output is complete"
     return outcome
+
+
+def _publish(workspace: Workspace, files: Mapping[Path, bytes]) -> None:
+    try:
+        with placed_beside(files, workspace):
+            workspace.put_in_place()
+    except OSError as error:
+        raise writing_failed(workspace.output, error) from error
+    try:
+        sync_folder(workspace.output.parent)
+        if workspace.kept_mark.exists():
+            sync_folder(workspace.folder)  # which a loss of power would else bring back with all its content
+    except OSError as error:
+        found = (
+            f"the output is in its place, but may not outlive a loss of power: {(error.strerror or str(error)).lower()}"
+        )
+        raise ResourceError(Problem(str(workspace.output), found, remedy="Check the disk, and run again")) from error
 
 
 def _check_inputs(plan: Plan, crc: Mapping[Source, int], watched: Mapping[Source, CrcPieces], outcome: Outcome) -> None:
@@ -142,15 +164,6 @@ def _check_inputs(plan: Plan, crc: Mapping[Source, int], watched: Mapping[Source
             outcome.checked.append(source.path)
     for source in plan.sources():
         check_unchanged(source)
-
-
-def _failed(output: Path, error: OSError) -> ResourceError:
-    remedies = {
-        errno.ENOSPC: "Free some room or choose another place with -o",
-        errno.EDQUOT: "Raise the quota or choose another place with -o",
-    }
-    found = (error.strerror or str(error)).lower()
-    return ResourceError(Problem(str(output), f"writing failed: {found}", remedy=remedies.get(error.errno or 0, "")))
 
 
 def _write_entries(
@@ -165,26 +178,32 @@ def _write_entries(
     """Write a plan's files and what comes with them; the digests of the tensors, where its manifest wants them."""
     manifest = plan.manifest
     digests = Digests(wanted=manifest is not None and manifest.has_digests)
-    files: list[OutputFile] = []
-    measured: dict[str, Measured] = {}
-    for file in plan.files():
-        known = load_measured(workspace, file.name) if workspace.is_complete(file.name) else None
-        if known is None:
-            files.append(file)
-        else:
-            measured[file.name] = known
-            outcome.resumed.append(file.name)
-    progress.start(sum(file.nbytes() for file in files), "writing")
-    if files:
-        for written in filler.write(files, workspace, budget, progress, digests, held):
+    kept = {file.name: known for file in plan.files() if (known := load_kept(workspace, file.name)) is not None}
+    files = [file for file in plan.files() if file.name not in kept]
+
+    def fill(files: Sequence[OutputFile], seen: Digests) -> None:
+        progress.start(sum(file.nbytes() for file in files), "writing")
+        for written in filler.write(files, workspace, budget, progress, seen, held) if files else ():
             measured[written.name] = written.measured
             outcome.bytes_written += written.size
             outcome.written.append(written.name)
+
+    measured = {name: known.measured for name, known in kept.items()}
+    fill(files, digests)
+    found = digests.complete()
+    if digests.wanted and (plan.is_folder or plan.beside is not None or kept):
+        found |= _digest_unseen(plan, workspace, found, budget, progress, held)
+        damaged = [file for file in plan.files() if file.name in kept and _differs(file, kept[file.name], found)]
+        if damaged:
+            again = Digests(wanted=True)
+            fill(damaged, again)
+            touched = {name for file in damaged for name, _ in file.tensors}
+            found = {name: digest for name, digest in found.items() if name not in touched} | again.complete()
+            found |= _digest_unseen(plan, workspace, found, budget, progress, held)
     for file in plan.files():
         outcome.add(measured[file.name])  # in the plan's order, whichever was done first
-    found = digests.complete()
-    if digests.wanted and (plan.is_folder or plan.beside is not None):
-        found |= _digest_unseen(plan, workspace, found, budget, progress, held)
+        if file.name not in outcome.written:
+            outcome.resumed.append(file.name)
     companions: dict[str, str] = {}
     for entry in plan.entries:
         if isinstance(entry, OutputFile):
@@ -198,6 +217,11 @@ def _write_entries(
         if digests.wanted:
             companions[entry.name] = blake3().update_mmap(workspace.content / entry.name).hexdigest()
     return found
+
+
+def _differs(file: OutputFile, kept: Kept, found: Mapping[str, str]) -> bool:
+    """Whether a file that was taken over does not hold what was written to it."""
+    return any(kept.digests.get(name, found[name]) != found[name] for name, _ in file.tensors)
 
 
 def _digest_unseen(

@@ -16,7 +16,7 @@ from typing import Any
 
 from ckpt_tools import save_checkpoint
 from ckpt_tools.fingerprint import fingerprint_of_lora
-from ckpt_tools.writing.beside import write_beside
+from ckpt_tools.writing.beside import write_file
 from surgery.adapter_facts import METADATA_FINGERPRINT
 from surgery.adapter_files import CONFIG_NAME, adapter_config
 from surgery.errors import MismatchError, Problem, UsageError
@@ -152,4 +152,4 @@ def _without_states(parameters: Iterable[Any]) -> list[Any]:
 def _write_config(path: Path, values: Mapping[str, Any]) -> None:
     data = (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
     if not path.is_file() or path.read_bytes() != data:
-        write_beside({path: data})
+        write_file(path, data, force=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -257,8 +258,10 @@ def test_files_that_a_killed_run_completed_are_taken_over(tmp_path: Path, folder
     execute(Plan(tmp_path / "one", True, plan.entries))
     hidden = tmp_path / ".out.pet-surgery"
     with claim_output(plan.output, plan.digest(), is_folder=True, force=False):
-        (hidden / "content" / "x.safetensors").write_bytes((tmp_path / "one" / "x.safetensors").read_bytes())
-        (hidden / "x.safetensors.statistics.json").write_text("{}")
+        data = (tmp_path / "one" / "x.safetensors").read_bytes()
+        (hidden / "content" / "x.safetensors").write_bytes(data)
+        known = {"size": len(data), "measured": {}, "digests": {}}
+        (hidden / "x.safetensors.statistics.json").write_text(json.dumps(known))
         (hidden / "parts" / "of a killed run").mkdir(parents=True)
         (hidden / "parts" / "of a killed run" / "of a lost worker").write_text("half")
         hidden.rename(tmp_path / "kept")

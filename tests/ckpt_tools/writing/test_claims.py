@@ -169,10 +169,10 @@ def test_without_locks_parts_work_and_spare_what_others_are_writing(
 def test_a_folder_that_cannot_be_prepared_is_refused_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Path, text: str) -> None:
+    def refuse(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(claims, "write_synced", refuse)
     with pytest.raises(ResourceError, match="no space left"):
         run_part(tmp_path)
     with pytest.raises(ResourceError, match="no space left"):

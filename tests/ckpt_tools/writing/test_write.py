@@ -214,13 +214,14 @@ def dead_run(plan: Plan, complete: Callable[[Path], object]) -> None:
 def test_what_a_killed_run_completed_is_taken_over(tmp_path: Path) -> None:
     files = [OutputFile(f"{n}.ckpt", "ckpt", (("a", merged(constant(random(n, 4, 5)))),)) for n in range(2)]
     plan = folder_of(tmp_path / "out", *files)
-    measured = {"a": {"0:4,0:5": asdict(Statistics(elements=123))}}
+    data = b"of the killed run"
+    known = {"size": len(data), "measured": {"a": {"0:4,0:5": asdict(Statistics(elements=123))}}, "digests": {}}
 
     def complete(hidden: Path) -> None:
-        (hidden / "content" / "0.ckpt").write_bytes(b"of the killed run")
+        (hidden / "content" / "0.ckpt").write_bytes(data)
         (hidden / "parts" / "of the killed run").mkdir(parents=True)
         (hidden / "parts" / "of the killed run" / "1.ckpt").write_bytes(b"half")
-        (hidden / "0.ckpt.statistics.json").write_text(json.dumps(measured))
+        (hidden / "0.ckpt.statistics.json").write_text(json.dumps(known))
 
     dead_run(plan, complete)
     outcome = execute(plan)
@@ -232,7 +233,18 @@ def test_what_a_killed_run_completed_is_taken_over(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
-@pytest.mark.parametrize("left", [None, "", "{", "[]", '{"a": 1}', '{"a": {"0:4": {"unknown": 1}}}'])
+@pytest.mark.parametrize(
+    "left",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        '{"a": 1}',
+        '{"size": 17, "measured": {"a": {"0:4": {"unknown": 1}}}, "digests": {}}',
+        '{"size": 18, "measured": {}, "digests": {}}',
+    ],
+)
 def test_a_file_whose_measurements_were_lost_is_written_again(tmp_path: Path, left: str | None) -> None:
     file = OutputFile("0.ckpt", "ckpt", (("a", merged(constant(random(0, 4, 5)))),))
     plan = folder_of(tmp_path / "out", file)

@@ -124,8 +124,8 @@ def test_a_signal_during_the_publishing_is_raised_when_the_output_is_complete(
         signal.raise_signal(signal.SIGINT)
         genuine(workspace)
 
-    genuine = atomic.Workspace.publish
-    monkeypatch.setattr(atomic.Workspace, "publish", publish)
+    genuine = atomic.Workspace.put_in_place
+    monkeypatch.setattr(atomic.Workspace, "put_in_place", publish)
     with pytest.raises(KeyboardInterrupt, match="the output is complete"):
         execute(plan_of(tmp_path / "out", constant(1)))
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "x.ckpt"]

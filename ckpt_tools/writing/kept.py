@@ -1,0 +1,53 @@
+"""What is known of a complete file of an output that is not published yet, for a run that takes it over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ckpt_tools.tensors.lazy import Statistics
+from ckpt_tools.writing.atomic import Workspace
+from ckpt_tools.writing.file_job import Measured
+
+__all__ = ["Kept", "keep_facts", "load_kept"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A complete file.
+
+    Attributes:
+        size: Bytes.
+        measured: What was measured when it was written.
+        digests: The digests, when it was complete, of tensors that it holds or holds a slice of, as far as all of their
+            content had been seen by then.
+    """
+
+    size: int
+    measured: Measured
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_kept(workspace: Workspace, name: str) -> Kept | None:
+    """A file that a run before this one, of the same plan, completed; None where there is none, or not all of it."""
+    try:
+        found = json.loads(_facts_file(workspace, name).read_text())
+        measured = {
+            tensor: {place: Statistics(**one) for place, one in places.items()}
+            for tensor, places in found["measured"].items()
+        }
+        kept = Kept(found["size"], measured, found["digests"])
+        return kept if (workspace.content / name).stat().st_size == kept.size else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # a crash of the machine lost it
+
+
+def keep_facts(workspace: Workspace, name: str, kept: Kept) -> None:
+    """Write down what is known of a file, before it is given its name."""
+    _facts_file(workspace, name).write_text(json.dumps(asdict(kept)))
+
+
+def _facts_file(workspace: Workspace, name: str) -> Path:
+    return workspace.folder / (name.replace("/", "%2F") + ".statistics.json")

@@ -1,0 +1,229 @@
+"""One run of a command that is killed or failed at one call, and what must hold then and after the next run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from crash_cases import Case, write_inputs
+from durable import Durable, Tree, put_tree, take_tree
+from tracing import Action, Call, Ended, Fail, Kill, in_process, run_traced
+
+__all__ = ["Bench"]
+
+_RANDOM = re.compile(r"[0-9a-f]{16}")
+_TEMPORARY = "tmp"
+
+
+class Bench:
+    """A case on a disk of its own.
+
+    Args:
+        folder: An empty folder.
+        case: The case.
+        with_reading: Whether calls that change nothing count too.
+
+    Attributes:
+        calls: The calls of an undisturbed run.
+        states: How many different states a next run has begun with.
+        wrong: What did not hold.
+    """
+
+    def __init__(self, folder: Path, case: Case, *, with_reading: bool = False) -> None:
+        self.case = case
+        self._disk, self._log, self._with_reading = folder / "disk", folder / "log", with_reading
+        self._inputs = folder / "in"
+        write_inputs(self._inputs)
+        self._given = take_tree(self._inputs)
+        put_tree(self._disk, {_TEMPORARY: None})
+        *self._before_runs, self._call = [self._here(call) for call in case.calls()]
+        for call in self._before_runs:
+            assert self._run(call) == 0, self._log.read_text()
+        self._old = take_tree(self._disk)
+        ended = self._traced(lambda call: None)
+        assert ended.code == 0, ended.err
+        self._new = take_tree(self._disk)
+        assert self._leftovers(self._new) == []
+        self.calls = ended.calls
+        self._seen: set[object] = set()
+        self.states = 0
+        self.wrong: list[str] = []
+
+    def kill(self, number: int, *, loses: bool = True) -> None:
+        """Kill a run at a call; the next run is tried on what lies there, and on what a loss of power makes of it.
+
+        Args:
+            number: Which call; one more than there are: the run ends by itself.
+            loses: Whether power is lost too.
+        """
+        put_tree(self._disk, self._old)
+        durable = Durable(self._disk)
+
+        def act(call: Call) -> Action:
+            durable.before(call)
+            return Kill() if call.number == number else self._without_exchange(call)
+
+        ended = self._traced(act, durable.after)
+        hit = next((call for call in ended.calls if call.number == number), None)
+        where = "after its end" if hit is None else f"at {_told(hit)}"
+        states = {"killed": take_tree(self._disk)}
+        if loses:
+            states["killed, unsynced names and bytes lost"] = durable.forgetful()
+            states["killed, unsynced files empty"] = durable.orderly(lambda size: b"")
+            states["killed, unsynced files zeros"] = durable.orderly(lambda size: b"\0" * size)
+        if hit is None:
+            for label, tree in states.items():
+                if not all(self._is_new(tree, output) for output in self.case.outputs):
+                    self.wrong.append(f"{label} {where}: the output is not there")
+        for label, tree in states.items():
+            key = frozenset((_RANDOM.sub("*", name), data) for name, data in _plain(tree).items())
+            if key in self._seen:
+                continue
+            self._seen.add(key)
+            self.states += 1
+            if label != "killed":
+                put_tree(self._disk, tree)
+            self._check_next(f"{label} {where}", tree)
+
+    def fail(self, number: int, code: int, *, ever_after: bool = False) -> Ended:
+        """Let a call fail, and maybe every later one that takes room; what is left must be whole, and explained."""
+        put_tree(self._disk, self._old)
+
+        def act(call: Call) -> Action:
+            if call.number == number or (ever_after and call.number > number and takes_room(call)):
+                return Fail(code)
+            return self._without_exchange(call)
+
+        ended = self._traced(act)
+        call = ended.calls[number - 1] if len(ended.calls) >= number else None
+        told = "no call" if call is None else _told(call)
+        where = f"{errno.errorcode[code]}{' from then on' if ever_after else ''} at {told}"
+        self._check_ended(where, ended, call)
+        return ended
+
+    def alter(self, where: str, act: Callable[[Call], Action]) -> Ended:
+        """Run with calls that are cut short: it must succeed as ever."""
+        put_tree(self._disk, self._old)
+        ended = self._traced(act)
+        if ended.code or take_tree(self._disk) != self._new:
+            self.wrong.append(f"{where}: exit {ended.code}, {ended.err.strip()[-300:]}")
+        return ended
+
+    def check_inputs(self) -> None:
+        """Nothing that was tried may have touched the inputs."""
+        if take_tree(self._inputs) != self._given:
+            self.wrong.append("the inputs were changed")
+
+    def _check_ended(self, where: str, ended: Ended, call: Call | None) -> None:
+        tree = take_tree(self._disk)
+        found = f"{where}: exit {ended.code}, {ended.err.strip()[-300:]}"
+        if ended.code not in (0, 7, 8):
+            self.wrong.append(found)
+        if ended.code == 0 and not all(self._is_new(tree, output) for output in self.case.outputs):
+            self.wrong.append(f"{found}: and the output is not there")
+        if ended.code and "error: " not in ended.err:
+            self.wrong.append(f"{found}: without a reason")
+        # What may not be removed stays, for the next run to remove.
+        is_removal = call is not None and call.name in ("unlink", "unlinkat", "rmdir", "openat")
+        if not is_removal and (left := self._leftovers(tree)):
+            self.wrong.append(f"{found}: left behind {left}")
+        if ended.code and not is_removal and not self._is_one(tree):
+            self.wrong.append(f"{found}: neither the old state nor the new one: {self._differences(tree)}")
+        self._check_next(where, tree)
+
+    def _check_next(self, where: str, tree: Tree) -> None:
+        """Whatever happened, each output is whole, and the next run leaves the new state and nothing else."""
+        for output in self.case.outputs:
+            # Where names are not exchanged, there is a moment without either.
+            is_between = self.case.without_exchange and not _part(tree, output)
+            if not (is_between or self._is_old(tree, output) or self._is_new(tree, output)):
+                self.wrong.append(f"{where}: {output} is neither the old nor the new one")
+        is_done = all(self._is_new(tree, output) for output in self.case.outputs)
+        code = self._run(self._call)
+        allowed = (0, 8) if is_done and not self.case.is_forced else (0,)
+        if code not in allowed:
+            self.wrong.append(f"{where}: the next run ends with {code}, {self._log.read_text().strip()[-300:]}")
+        after = take_tree(self._disk)
+        if after != self._new:
+            self.wrong.append(f"{where}: the next run leaves {self._differences(after)}")
+
+    def _differences(self, tree: Tree) -> list[str]:
+        """Names of what differs from the new state."""
+        names = sorted(tree.keys() | self._new.keys())
+        return [name for name in names if tree.get(name, b"-") != self._new.get(name, b"-")]
+
+    def _is_one(self, tree: Tree) -> bool:
+        """Whether all outputs are old, or all are new; of two outputs with a report each, each by itself."""
+        apart = "--remainder" in self.case.arguments
+        groups = {output.split(".")[0] if apart else "": None for output in self.case.outputs}
+        return all(
+            any(
+                all(is_it(tree, output) for output in self.case.outputs if output.startswith(group))
+                for is_it in (self._is_old, self._is_new)
+            )
+            for group in groups
+        )
+
+    def _is_old(self, tree: Tree, output: str) -> bool:
+        return _part(tree, output) == _part(self._old, output)
+
+    def _is_new(self, tree: Tree, output: str) -> bool:
+        return _part(tree, output) == _part(self._new, output)
+
+    def _leftovers(self, tree: Tree) -> list[str]:
+        """What is neither an output nor what runs of parts completed, which waits for the run that publishes it."""
+        outputs = (*self.case.outputs, _TEMPORARY)
+        left = [name for name in tree if name.split("/")[0] not in outputs and name not in self._old]
+        is_waiting = self.case.before and not self.case.is_forced
+        return [name for name in left if not (is_waiting and "/content/" in name and any("kept" in n for n in tree))]
+
+    def _here(self, call: Callable[[], object]) -> Callable[[], object]:
+        def run() -> object:
+            os.chdir(self._disk)
+            tempfile.tempdir = str(self._disk / _TEMPORARY)
+            return call()
+
+        return run
+
+    def _run(self, call: Callable[[], object]) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(in_process(call, self._log), 0)[1])
+
+    def _traced(self, act: Callable[[Call], Action], after: Callable[[Call], None] = lambda call: None) -> Ended:
+        return run_traced(
+            self._call,
+            self._disk,
+            self._log,
+            lambda call: act(call) or self._without_exchange(call),
+            after=after,
+            with_reading=self._with_reading,
+        )
+
+    def _without_exchange(self, call: Call) -> Action:
+        return Fail(errno.EINVAL) if self.case.without_exchange and call.name == "renameat2" else None
+
+
+def takes_room(call: Call) -> bool:
+    """Whether a call needs room on the disk."""
+    if call.name == "openat":
+        return bool(call.flags & os.O_CREAT)
+    return call.name in ("write", "pwrite64", "fallocate", "ftruncate", "copy_file_range", "mkdir", "link")
+
+
+def _part(tree: Tree, output: str) -> Tree:
+    return {name: data for name, data in tree.items() if name == output or name.startswith(f"{output}/")}
+
+
+def _plain(tree: Tree) -> Tree:
+    """A tree whose random contents, which tell runs apart, are left out."""
+    return {
+        name: None if data is None else _RANDOM.sub("*", data.decode("latin-1")).encode("latin-1")
+        for name, data in tree.items()
+    }
+
+
+def _told(call: Call) -> str:
+    return f"call {call.number}, {call.name} {' '.join(path.rpartition('/disk/')[2] for path in call.paths)}"
