@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from surgery.cell_rules import is_on_paths
-from surgery.config import LoraConfig, Selection
+from surgery.config import LAYER_INDEX_PATTERN, SAVED_MODULE_PATTERN, LoraConfig, Selection
 
 __all__ = ["Verdict", "selects"]
 
@@ -53,7 +53,7 @@ def _selects_as_peft(config: LoraConfig, layer: str, *, is_linear: bool, is_outp
     if excluded:
         return Verdict(False, f"is excluded by exclude_modules ({excluded})")
     for module in config.modules_to_save:
-        if re.match(rf"(^|.*\.){module}($|\..*)", layer):
+        if re.match(SAVED_MODULE_PATTERN.replace("{}", module), layer):
             return Verdict(False, f"was trained whole by modules_to_save ({module})")
     if config.target_modules is None:
         return Verdict(False, "cannot be selected: the configuration has no target_modules")
@@ -89,7 +89,7 @@ def _is_in_layers(config: LoraConfig, layer: str) -> bool:
         # The first number is the layer's; a later one may be an expert's.
         found = re.match(r".*?\.[^.]*\.(?P<index>\d+)\.", layer)
     else:
-        matches = (re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", layer) for pattern in patterns or ())
+        matches = (re.match(LAYER_INDEX_PATTERN.replace("{}", pattern), layer) for pattern in patterns or ())
         found = next((match for match in matches if match), None)
     if found is None:
         return False
