@@ -189,7 +189,7 @@ def merge(
     check_destination(plan, given, force=force)
     if patch_path is not None:
         read = [*given, *(Path(source.path) for source in plan.sources())]
-        check_patch_place(patch_path, plan.output, read, force=force)
+        check_patch_place(patch_path, plan.places, read, force=force)
     chosen = None if selected is None else str(selected)
     report = replace(
         draft.report(plan, part, budget, renamed),
