@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from surgery.errors import MismatchError, Problem
+from surgery.expressions import match
 from surgery.scaling import lora_scaling
 
 __all__ = ["LAYER_INDEX_PATTERN", "LAYER_PATTERN", "SAVED_MODULE_PATTERN", "LoraConfig", "Selection"]
@@ -135,6 +135,6 @@ def _pattern_of(patterns: Iterable[str], layer: str) -> str | None:
     end: `q_proj`, `layers.1.mlp`, `^model.layers.0.self_attn.q_proj`.
     """
     for pattern in patterns:
-        if re.match(LAYER_PATTERN.replace("{}", pattern), layer):
+        if match(LAYER_PATTERN.replace("{}", pattern), layer):
             return pattern
     return None
