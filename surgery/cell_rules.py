@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from surgery.errors import MismatchError, Problem
+from surgery.expressions import fullmatch, match
 from surgery.near import near_names
 
 __all__ = ["DEFAULT_TARGETS", "CellFacts", "CellRule", "SelectedCells", "SkippedCell", "is_on_paths", "select_cells"]
@@ -113,7 +114,7 @@ def is_on_paths(expression: str) -> bool:
 
 def _selected_on_paths(rule: CellRule, cell: CellFacts) -> str | None:
     """Why a cell is left: empty where it is selected, None where the rule does not speak of it."""
-    if not re.fullmatch(rule.target, cell.path):
+    if not fullmatch(rule.target, cell.path):
         return None
     components = cell.path.split(".")
     for depth in range(1, len(components) + 1):
@@ -128,16 +129,16 @@ def _selected_on_names(rule: CellRule, cell: CellFacts, body: str) -> str | None
     components = cell.path.split(".")
     begin = len(body.split(".")) if body else 0
     if components[:begin] != (body.split(".") if body else []):
-        if not cell.obstacle and re.match(rule.target, components[-1]):
+        if not cell.obstacle and match(rule.target, components[-1]):
             return f"outside of {body!r}, where MindFormers' rules begin; a rule on paths reaches it"
         return None
-    if len(components) == begin or not re.match(rule.target, components[-1]):
+    if len(components) == begin or not match(rule.target, components[-1]):
         return None
     for depth in range(begin + 1, len(components) + 1):
         excluded = _exclusion(rule, components[:depth])
         if excluded:
             return excluded
-        if depth < len(components) and re.match(rule.target, components[depth - 1]):
+        if depth < len(components) and match(rule.target, components[depth - 1]):
             container = ".".join(components[:depth])
             return f"inside of {container!r}, which the rule selects and which is no linear layer"
     return _obstacle(cell)
@@ -146,7 +147,7 @@ def _selected_on_names(rule: CellRule, cell: CellFacts, body: str) -> str | None
 def _exclusion(rule: CellRule, components: list[str]) -> str:
     path = ".".join(components)
     for pattern in rule.exclude:
-        found = re.fullmatch(pattern, path) if is_on_paths(pattern) else re.match(pattern, components[-1])
+        found = fullmatch(pattern, path) if is_on_paths(pattern) else match(pattern, components[-1])
         if found:
             return f"excluded by exclude_layers ({pattern}, which matches {path!r})"
     return ""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from surgery.errors import MismatchError, Problem
+from surgery.expressions import match
 from surgery.scaling import lora_scaling
 
-__all__ = ["LoraConfig", "Selection"]
+__all__ = ["LAYER_INDEX_PATTERN", "LAYER_PATTERN", "SAVED_MODULE_PATTERN", "LoraConfig", "Selection"]
+
+# How PEFT uses the expressions of a configuration, with `{}` for what the configuration says.
+LAYER_PATTERN = r"(.*\.)?({})$"
+LAYER_INDEX_PATTERN = r"(?:^|.*?\.){}\.(?P<index>\d+)\."
+SAVED_MODULE_PATTERN = r"(^|.*\.){}($|\..*)"
 
 
 class Selection(Enum):
@@ -130,6 +135,6 @@ def _pattern_of(patterns: Iterable[str], layer: str) -> str | None:
     end: `q_proj`, `layers.1.mlp`, `^model.layers.0.self_attn.q_proj`.
     """
     for pattern in patterns:
-        if re.match(rf"(.*\.)?({pattern})$", layer):
+        if match(LAYER_PATTERN.replace("{}", pattern), layer):
             return pattern
     return None

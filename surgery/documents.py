@@ -13,9 +13,13 @@ from surgery.errors import CorruptInputError, InputMissingError, Problem
 
 __all__ = ["read_json", "read_yaml"]
 
-# A run YAML is some 10 KB and an adapter's configuration 2 KB; PyYAML needs a second for a megabyte.
-_MAX_BYTES = 4 * 1024 * 1024
+# An adapter's configuration is 2 KB, and a run YAML some 10 KB; PyYAML needs up to 12 seconds for a megabyte.
+_MAX_JSON_BYTES = 4 * 1024 * 1024
+_MAX_YAML_BYTES = 512 * 1024
 _MAX_NODES = 1_000_000
+_MAX_DIGITS = 1000
+_MAX_SHOWN = 300
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -25,13 +29,17 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         InputMissingError: There is no such file, or it may not be read.
         CorruptInputError: It is no JSON object, has a key twice, is nested too deeply or too large.
     """
-    text = _read_text(path)
+    text = _read_text(path, _MAX_JSON_BYTES)
     try:
         value = json.loads(text, object_pairs_hook=lambda pairs: _without_duplicates(path, pairs))
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # only an escape can smuggle in half a character
     except RecursionError as error:
         raise _corrupt(path, "JSON nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise _corrupt(path, "half a surrogate pair") from error
     except ValueError as error:
-        raise _corrupt(path, f"no JSON ({error})") from error
+        raise _corrupt(path, f"no JSON ({_shown(str(error))})") from error
     if not isinstance(value, dict):
         raise CorruptInputError(Problem(str(path), f"a JSON {type(value).__name__}", "a JSON object"))
     return value
@@ -55,10 +63,12 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
             twice = [key for key, count in keys.items() if count > 1]
             if twice:
                 where = f"{path}, line {node.start_mark.line + 1}"
-                raise CorruptInputError(Problem(where, f"key {twice[0]!r} twice", "each key once in a mapping"))
+                raise CorruptInputError(
+                    Problem(where, f"key {_shown(repr(twice[0]))} twice", "each key once in a mapping")
+                )
             return super().construct_mapping(node, deep)
 
-    text = _read_text(path)
+    text = _read_text(path, _MAX_YAML_BYTES)
     try:
         loader = Loader(text)
         node = loader.get_single_node()
@@ -68,21 +78,22 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         value = loader.construct_document(node)
     except RecursionError as error:
         raise _corrupt(path, "YAML nested too deeply") from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise _corrupt(path, f"no plain YAML ({' '.join(str(error).split())})") from error
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # PyYAML lets through what its conversions raise: a KeyError of `!!bool x`, an AttributeError of `!!timestamp x`
+        raise _corrupt(path, f"no plain YAML ({_shown(' '.join(str(error).split()))})") from error
     if not isinstance(value, dict):
         raise CorruptInputError(Problem(str(path), f"a YAML {type(value).__name__}", "a YAML mapping"))
     return value
 
 
-def _read_text(path: str | os.PathLike[str]) -> str:
+def _read_text(path: str | os.PathLike[str], max_bytes: int) -> str:
     try:
         info = Path(path).stat()
         if not stat.S_ISREG(info.st_mode):
             raise CorruptInputError(Problem(str(path), "no regular file", "a configuration file"))
-        if info.st_size > _MAX_BYTES:
+        if info.st_size > max_bytes:
             found = f"{info.st_size} bytes"
-            raise CorruptInputError(Problem(str(path), found, f"a configuration of at most {_MAX_BYTES} bytes"))
+            raise CorruptInputError(Problem(str(path), found, f"a configuration of at most {max_bytes} bytes"))
         return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputMissingError(
@@ -96,7 +107,7 @@ def _without_duplicates(path: str | os.PathLike[str], pairs: list[tuple[str, Any
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise CorruptInputError(Problem(str(path), f"key {key!r} twice", "each key once in an object"))
+            raise CorruptInputError(Problem(str(path), f"key {_shown(repr(key))} twice", "each key once in an object"))
         result[key] = value
     return result
 
@@ -104,7 +115,8 @@ def _without_duplicates(path: str | os.PathLike[str], pairs: list[tuple[str, Any
 def _check_size(path: str | os.PathLike[str], root: Any) -> None:
     """Count the nodes that the document has with every alias written out, without writing one out.
 
-    A node is shared by its aliases, so a few lines can stand for 10^9 nodes; and one may contain itself.
+    A node is shared by its aliases, so a few lines can stand for 10^9 nodes; and one may contain itself. The time that
+    a number takes grows with the square of its length: YAML counts `1:1:1` to the base of 60.
     """
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
@@ -117,6 +129,8 @@ def _check_size(path: str | os.PathLike[str], root: Any) -> None:
             raise CorruptInputError(
                 Problem(str(path), "a YAML alias inside of what it stands for", "a finite document")
             )
+        if node.tag in _NUMBERS and len(node.value) > _MAX_DIGITS:
+            raise _corrupt(path, f"a number of {len(node.value)} characters")
         open_nodes.add(id(node))
         children = node.value if isinstance(node.value, list) else []
         total = 1 + sum(size(part) for child in children for part in (child if isinstance(child, tuple) else (child,)))
@@ -131,6 +145,10 @@ def _check_size(path: str | os.PathLike[str], root: Any) -> None:
         return total
 
     size(root)
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _corrupt(path: str | os.PathLike[str], found: str) -> CorruptInputError:

@@ -44,6 +44,15 @@ __all__ = [
 ]
 
 
+_MAX_TEXT = 1000
+_MAX_PLACE = 6000  # a path has 4096 bytes at most
+_MAX_LINES = 1000
+
+
+def _short(text: str, limit: int = _MAX_TEXT) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 100]}...{text[-97:]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong: where, what was expected, what was found, what to do about it.
@@ -61,8 +70,10 @@ class Problem:
     remedy: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.where}: "
-        text += f"expected {self.expected}, found {self.found}." if self.expected else f"{self.found}."
+        # What an input says may be of any length.
+        where, expected, found = _short(self.where, _MAX_PLACE), _short(self.expected), _short(self.found)
+        text = f"{where}: "
+        text += f"expected {expected}, found {found}." if expected else f"{found}."
         return f"{text} {self.remedy}{'' if self.remedy.endswith('?') else '.'}" if self.remedy else text
 
 
@@ -77,7 +88,15 @@ class PetSurgeryError(Exception):
 
     def __init__(self, problems: Problem | Iterable[Problem]) -> None:
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__("\n".join(self.lines))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What to tell a user: each problem, or of very many the first ones and how many more there are."""
+        lines = [str(problem) for problem in self.problems[:_MAX_LINES]]
+        if len(self.problems) > _MAX_LINES:
+            lines.append(f"And {len(self.problems) - _MAX_LINES} more.")
+        return tuple(lines)
 
     def __reduce__(self) -> tuple[type[PetSurgeryError], tuple[tuple[Problem, ...]]]:
         return type(self), (self.problems,)

@@ -100,8 +100,8 @@ class Options:
         self.refuse(name, "a list of whole numbers")
         return None
 
-    def numbers_by_expression(self, name: str, *, whole: bool) -> dict[str, Any]:
-        """An object of regular expressions and numbers."""
+    def numbers_by_expression(self, name: str, *, whole: bool, form: str = "{}") -> dict[str, Any]:
+        """An object of regular expressions and numbers; `form` is what `expression` takes."""
         value = self.values.get(name)
         if value is None:
             return {}
@@ -110,13 +110,20 @@ class Options:
             self.refuse(name, f"an object of names and {'whole ' if whole else ''}numbers")
             return {}
         for pattern in value:
-            self.expression(name, pattern)
+            self.expression(name, pattern, form)
         return dict(value)
 
-    def expression(self, name: str, pattern: str) -> None:
-        """Make sure that a string is a regular expression."""
+    def expression(self, name: str, pattern: str, form: str = "{}") -> None:
+        """Make sure that a string is a regular expression, also as the part of another that it is used as.
+
+        Args:
+            name: The option.
+            pattern: The string.
+            form: The whole expression, with `{}` for the string: `(?i)x` is one by itself and none behind something.
+        """
         try:
             re.compile(pattern)
+            re.compile(form.replace("{}", pattern))
         except (re.error, OverflowError, RecursionError) as error:
             self.problems.append(
                 Problem(f"{self.where}: {name}", f"{pattern!r}, which is none ({error})", "a regular expression")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from surgery.config import LoraConfig, Selection
+from surgery.config import LAYER_INDEX_PATTERN, LAYER_PATTERN, SAVED_MODULE_PATTERN, LoraConfig, Selection
 from surgery.documents import read_json
 from surgery.errors import MismatchError, Problem
 from surgery.options import Options, is_unset
@@ -45,15 +45,15 @@ def parse_peft_config(values: dict[str, Any], source: str) -> LoraConfig:
         use_rslora=options.flag("use_rslora"),
         use_dora=options.flag("use_dora"),
         fan_in_fan_out=options.flag("fan_in_fan_out"),
-        rank_pattern=options.numbers_by_expression("rank_pattern", whole=True),
-        alpha_pattern=options.numbers_by_expression("alpha_pattern", whole=False),
+        rank_pattern=options.numbers_by_expression("rank_pattern", whole=True, form=LAYER_PATTERN),
+        alpha_pattern=options.numbers_by_expression("alpha_pattern", whole=False, form=LAYER_PATTERN),
         bias=options.choice("bias", "none", "all", "lora_only"),
         lora_bias=options.flag("lora_bias"),
-        modules_to_save=options.names("modules_to_save"),
+        modules_to_save=_expressions(options, "modules_to_save", SAVED_MODULE_PATTERN),
         target_modules=_target_modules(options),
         exclude_modules=options.names_or_expression("exclude_modules"),
         layers_to_transform=options.indices("layers_to_transform"),
-        layers_pattern=_names_or_name(options, "layers_pattern"),
+        layers_pattern=_layers_pattern(options),
         ensure_weight_tying=options.flag("ensure_weight_tying"),
         selection=Selection.MINDFORMERS if _is_by_mindformers(values) else Selection.PEFT,
         base_model_name=options.text("base_model_name_or_path"),
@@ -212,9 +212,15 @@ def _target_modules(options: Options) -> tuple[str, ...] | str | None:
     return options.names_or_expression("target_modules")
 
 
-def _names_or_name(options: Options, name: str) -> tuple[str, ...] | str | None:
-    names = options.names_or_expression(name)
-    if isinstance(names, tuple):
-        for pattern in names:
-            options.expression(name, pattern)
+def _expressions(options: Options, name: str, form: str) -> tuple[str, ...]:
+    names = options.names(name)
+    for pattern in names:
+        options.expression(name, pattern, form)
+    return names
+
+
+def _layers_pattern(options: Options) -> tuple[str, ...] | str | None:
+    names = options.names_or_expression("layers_pattern")
+    for pattern in (names,) if isinstance(names, str) else names or ():
+        options.expression("layers_pattern", pattern, LAYER_INDEX_PATTERN)
     return names

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from surgery import expressions
 from surgery.cell_rules import is_on_paths
-from surgery.config import LoraConfig, Selection
+from surgery.config import LAYER_INDEX_PATTERN, SAVED_MODULE_PATTERN, LoraConfig, Selection
 
 __all__ = ["Verdict", "selects"]
 
@@ -53,7 +54,7 @@ def _selects_as_peft(config: LoraConfig, layer: str, *, is_linear: bool, is_outp
     if excluded:
         return Verdict(False, f"is excluded by exclude_modules ({excluded})")
     for module in config.modules_to_save:
-        if re.match(rf"(^|.*\.){module}($|\..*)", layer):
+        if expressions.match(SAVED_MODULE_PATTERN.replace("{}", module), layer):
             return Verdict(False, f"was trained whole by modules_to_save ({module})")
     if config.target_modules is None:
         return Verdict(False, "cannot be selected: the configuration has no target_modules")
@@ -76,7 +77,7 @@ def _selects_as_peft(config: LoraConfig, layer: str, *, is_linear: bool, is_outp
 def _matches_names(names: tuple[str, ...] | str, layer: str) -> str:
     """The entry that selects a layer: the expression that matches all of it, or the name that ends it."""
     if isinstance(names, str):
-        return names if re.fullmatch(names, layer) else ""
+        return names if expressions.fullmatch(names, layer) else ""
     return next((name for name in names if layer == name or layer.endswith(f".{name}")), "")
 
 
@@ -89,7 +90,7 @@ def _is_in_layers(config: LoraConfig, layer: str) -> bool:
         # The first number is the layer's; a later one may be an expert's.
         found = re.match(r".*?\.[^.]*\.(?P<index>\d+)\.", layer)
     else:
-        matches = (re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", layer) for pattern in patterns or ())
+        matches = (expressions.match(LAYER_INDEX_PATTERN.replace("{}", pattern), layer) for pattern in patterns or ())
         found = next((match for match in matches if match), None)
     if found is None:
         return False
@@ -107,7 +108,7 @@ def _selects_as_mindformers(config: LoraConfig, layer: str, *, is_linear: bool) 
     is one of `surgery.network`, on paths.
     """
     if config.selection is Selection.MINDFORMERS and is_on_paths(str(config.target_modules)):
-        if not re.fullmatch(str(config.target_modules), layer):
+        if not expressions.fullmatch(str(config.target_modules), layer):
             return Verdict(False, f"is not selected by target_modules ({config.target_modules})")
         return Verdict(True, f"is selected by target_modules ({config.target_modules})")
     components = layer.split(".")
@@ -121,7 +122,7 @@ def _selects_as_mindformers(config: LoraConfig, layer: str, *, is_linear: bool) 
     by_path = config.selection is Selection.MINDFORMERS_PYNATIVE
     for depth in range(1, len(components) + 1):
         tried = ".".join(components[:depth]) if by_path else components[depth - 1]
-        matches = re.search if by_path else re.match
+        matches = expressions.search if by_path else expressions.match
         for pattern in exclusions:
             if matches(pattern, tried):
                 return Verdict(False, f"is excluded by exclude_layers ({pattern}, which matches {tried!r})")

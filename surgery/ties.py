@@ -156,7 +156,8 @@ _SCALING_BY_TIE = frozenset({"t5", "mt5", "umt5", "longt5", "pop2piano", "udop"}
 
 
 def _has_head(config: Mapping[str, Any]) -> bool:
-    return any(str(entry).endswith(_WITH_HEAD) for entry in config.get("architectures") or ())
+    listed = config.get("architectures")
+    return isinstance(listed, list) and any(str(entry).endswith(_WITH_HEAD) for entry in listed)
 
 
 def _says_untied(config: Mapping[str, Any]) -> bool:

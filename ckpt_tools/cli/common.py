@@ -187,8 +187,8 @@ def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
         command.main(arguments, command.name, standalone_mode=False, color=None if _may_colour() else False)
         code = 0
     except PetSurgeryError as error:
-        for problem in error.problems:
-            _complain(str(problem))
+        for line in error.lines:
+            _complain(line)
         code = error.exit_code
     except click.ClickException as error:
         error.show()

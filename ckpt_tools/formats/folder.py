@@ -62,8 +62,9 @@ class Listing:
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     """Sorts `part2` before `part10`."""
-    pieces = re.split(r"(\d+)", name)
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces], name
+    # By the count of digits and the digits: an index may name a file with more of them than Python makes a number of.
+    pieces = re.split(r"0*([0-9]+)", name)
+    return [(len(piece), piece) if place % 2 else (-1, piece) for place, piece in enumerate(pieces)], name
 
 
 def list_folder(path: str | os.PathLike[str]) -> Listing:

@@ -214,7 +214,7 @@ def _compact(members: dict[str, object]) -> object:
 
 
 def _are_counts(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**64 for item in value)
 
 
 def _check_metadata(value: object, where: str) -> dict[str, str]:

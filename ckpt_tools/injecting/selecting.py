@@ -11,6 +11,7 @@ from ckpt_tools.tensors.lazy import LazyTensor
 from surgery.cell_rules import DEFAULT_TARGETS, CellRule, is_on_paths, select_cells
 from surgery.config import LoraConfig
 from surgery.errors import MismatchError, Problem
+from surgery.expressions import match, search
 from surgery.methods import LayerPetConfig, TargetLayer
 from surgery.near import near_names
 from surgery.recognition import Recognised, TensorFacts, body_of, recognise_layers
@@ -92,9 +93,9 @@ def _one_letter_off(rule: CellRule, known: Recognised, selected: set[str], skipp
     misses = []
     for path in known.layers:
         name = path.rpartition(".")[2]
-        if path in selected or path in told or re.match(rule.target, name):
+        if path in selected or path in told or match(rule.target, name):
             continue
-        if re.search(rule.target, name, re.IGNORECASE):
+        if search(rule.target, name, re.IGNORECASE):
             misses.append(NearMiss(path, f"{rule.target!r} is in its name, but does not match from its beginning"))
     return misses
 

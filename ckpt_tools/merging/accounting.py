@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tools.formats import Checkpoint
+from ckpt_tools.formats.strict_json import MAX_JSON_BYTES
 from surgery.errors import CorruptInputError, Problem
 from surgery.naming import Role, classify
 
@@ -67,6 +68,8 @@ def huggingface_config(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     if Path("config.json") not in checkpoint.companions:
         return None
     path = checkpoint.path / "config.json"
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CorruptInputError(Problem(str(path), f"{path.stat().st_size} bytes", f"at most {MAX_JSON_BYTES}"))
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -179,7 +179,7 @@ def merge(
             read = [*given, *(Path(source.path) for source in plan.sources())]
             if patch_path.exists() and not force:
                 may_replace_patch = is_left_over(draft.patch(patch_path, plan, renamed), plan.output)
-            check_patch_place(patch_path, plan.output, read, force=may_replace_patch)
+            check_patch_place(patch_path, plan.places, read, force=may_replace_patch)
         report = replace(
             draft.report(plan, part, budget, renamed),
             ranks=None if selected is None else str(selected),

@@ -60,12 +60,12 @@ def check_patch_options(path: PathLike, executor: str, ranks: object) -> Path:
     return destination(path)
 
 
-def check_patch_place(path: Path, output: Path, inputs: Iterable[Path], *, force: bool) -> None:
+def check_patch_place(path: Path, outputs: Iterable[Path], inputs: Iterable[Path], *, force: bool) -> None:
     """Make sure that the patch's path is free, or holds an earlier patch that may be replaced.
 
     Args:
         path: Where the patch goes.
-        output: Where the merged model goes.
+        outputs: Where the merged model goes, and what goes beside it.
         inputs: What the user gave, and the files that are read.
         force: Whether an existing patch may be replaced.
 
@@ -74,7 +74,7 @@ def check_patch_place(path: Path, output: Path, inputs: Iterable[Path], *, force
         OutputExistsError: There is something already, and it may not be replaced.
     """
     option, place = f"--unmerge-patch {path}", path.resolve()
-    if output.resolve() in (place, *place.parents):
+    if any(output.resolve() in (place, *place.parents) for output in outputs):
         raise UsageError(Problem(option, "a path that is, or lies in, the output", "a path of its own"))
     for given in inputs:
         if given.resolve() in (place, *(place.parents if given.is_dir() else ())):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -134,8 +135,8 @@ def split(
         may_replace = force or _is_left_over(plans, budget, progress)
         for plan in plans:
             check_destination(plan, inputs, force=may_replace)
-        _check_apart(plans)
         beside = work.files_beside(plans[0])
+        _check_apart(plans, beside)
         check_beside(beside, inputs, force=may_replace)
         report = work.report(plans, budget.peak_bytes)
         check_room(plans[0].output, report.bytes_written, report.free_disk_bytes)
@@ -261,13 +262,16 @@ def _output(source: Path, output: PathLike | None) -> Path:
     return Path(f"{source.resolve().name if source.is_dir() else source.stem}-adapter")
 
 
-def _check_apart(plans: Sequence[Plan]) -> None:
+def _check_apart(plans: Sequence[Plan], beside: Iterable[Path]) -> None:
+    """No output takes the place of another, nor of what goes beside it."""
     if len(plans) > 1:
-        one, other = (Path(os.path.realpath(plan.output)) for plan in plans)
-        if one == other or one in other.parents or other in one.parents:
-            raise UsageError(
-                Problem(f"--remainder {plans[1].output}", f"it lies in or on -o {one}", "a place of its own")
-            )
+        ones = [Path(os.path.realpath(path)) for path in (*plans[0].places, *beside)]
+        others = [Path(os.path.realpath(path)) for path in plans[1].places]
+        for one, other in itertools.product(ones, others):
+            if one == other or one in other.parents or other in one.parents:
+                raise UsageError(
+                    Problem(f"--remainder {plans[1].output}", f"it lies in or on -o {one}", "a place of its own")
+                )
 
 
 def _is_left_over(plans: Sequence[Plan], budget: Budget, progress: Progress) -> bool:

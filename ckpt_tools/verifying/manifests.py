@@ -11,6 +11,7 @@ from typing import Any
 from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.formats.strict_json import MAX_JSON_BYTES, parse_json
 from ckpt_tools.tensors.digests import DIGEST_VERSION
+from ckpt_tools.tensors.sources import open_source, read_exactly
 from ckpt_tools.writing.manifest import MANIFEST_FORMAT, MANIFEST_KEY, MANIFEST_NAME, ManifestTensor
 from surgery.errors import CorruptInputError, InputMissingError, Problem
 
@@ -55,8 +56,6 @@ def read_manifest(output: Path) -> ReadManifest:
         CorruptInputError: It is no manifest, or one of another version.
     """
     where, data = _find(output)
-    if len(data) > MAX_JSON_BYTES:
-        raise CorruptInputError(Problem(str(where), f"a manifest of {len(data)} bytes", f"at most {MAX_JSON_BYTES}"))
     found = parse_json(data, str(where))
     if not isinstance(found, dict) or found.get("format") != MANIFEST_FORMAT:
         version = found.get("format") if isinstance(found, dict) else None
@@ -69,7 +68,7 @@ def read_manifest(output: Path) -> ReadManifest:
         raise CorruptInputError(Problem(str(where), f"a broken manifest: {detail}", "a manifest")) from error
 
 
-def _find(output: Path) -> tuple[Path, bytes]:
+def _find(output: Path) -> tuple[Path, bytes | bytearray]:
     remedy = "pet-verify BASE ADAPTER MERGED proves a merge that has none"
     if output.is_dir():
         path = output / MANIFEST_NAME
@@ -83,10 +82,13 @@ def _find(output: Path) -> tuple[Path, bytes]:
             return output, text.encode("utf-8")
         path = output.with_name(f"{output.stem}.{MANIFEST_NAME}")
     try:
-        return path, path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputMissingError(Problem(str(path), reason, "the manifest of an output", remedy)) from error
+        source = open_source(path)
+    except InputMissingError as error:
+        found = error.problems[0].found
+        raise InputMissingError(Problem(str(path), found, "the manifest of an output", remedy)) from error
+    if source.size > MAX_JSON_BYTES:
+        raise CorruptInputError(Problem(str(path), f"a manifest of {source.size} bytes", f"at most {MAX_JSON_BYTES}"))
+    return path, read_exactly(source, 0, source.size)
 
 
 def _parse(where: Path, found: Mapping[str, Any]) -> ReadManifest:
@@ -117,4 +119,4 @@ def _digest(name: str, digest: object) -> str:
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return type(value) is int and 0 <= value < 2**64

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,11 @@ def sign_output(output: Path, private_key: Path, signature: Path) -> None:
     except (ValueError, TypeError) as error:
         remedy = f"An encrypted key's password goes into {PASSWORD_VARIABLE}"
         raise UsageError(Problem(f"--sign-key {private_key}", _first(error), "a private key in PEM", remedy)) from error
-    part = signature.with_name(f".{signature.name}.part")
-    try:
+    # The package opens the path that it is given, and would follow a link there: so in a folder that nobody else has.
+    with tempfile.TemporaryDirectory(prefix=f".{signature.name}.", dir=signature.parent) as folder:
+        part = Path(folder, "signature")
         config.sign(output, part)
         part.replace(signature)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_signature(output: Path, public_key: Path, signature: Path) -> None:

@@ -48,12 +48,13 @@ def check_destination(plan: Plan, inputs: Iterable[Path], *, force: bool) -> Non
         OutputExistsError: There is something already, and it may not be replaced.
     """
     output = plan.output
-    paths = [*inputs, *(Path(source.path) for source in plan.sources())]
+    inputs = list(inputs)
+    paths = [*inputs, *_folders_read(plan, inputs), *(Path(source.path) for source in plan.sources())]
     for path in paths:
         is_member = not plan.is_folder or _PART_FOLDER.fullmatch(output.name)
         if path.is_dir() and is_member and output.parent.exists() and path.samefile(output.parent):
             raise UsageError(Problem(f"-o {output}", f"it would become a part of the input {path}", "another folder"))
-        if output.exists() and (path.samefile(output) or output.resolve() in path.resolve().parents):
+        if output.exists() and _is_or_holds(output, path):
             raise UsageError(Problem(f"-o {output}", f"it is, or holds, the input {path}", "a path of its own"))
     _check_manifest_beside(plan, paths, force=force)
     if not force:
@@ -83,11 +84,24 @@ def check_room(output: Path, needed_bytes: int, free_bytes: int) -> None:
         raise ResourceError(Problem(str(output), f"{free} free", f"room for {needed}", "Choose another place with -o"))
 
 
+def _folders_read(plan: Plan, inputs: Iterable[Path]) -> list[Path]:
+    """The folders of files that are read and that the user did not name: those of ranks, and that of an index."""
+    named = {(info.st_dev, info.st_ino) for info in (path.stat() for path in inputs if path.exists())}
+    unnamed = (source for source in plan.sources() if (source.device, source.inode) not in named)
+    return list(dict.fromkeys(Path(source.path).parent for source in unnamed))
+
+
+def _is_or_holds(output: Path, path: Path) -> bool:
+    # Compared as files and not as paths: a folder that is mounted in two places has two, and no link between them.
+    resolved = path.resolve()
+    return any(one.samefile(output) for one in (resolved, *resolved.parents))
+
+
 def _check_manifest_beside(plan: Plan, inputs: Iterable[Path], *, force: bool) -> None:
     """The manifest of an output that is not there any more, or is replaced, may go; no other file may."""
     if plan.beside is None:
         return
-    path = plan.output.parent / plan.beside.name
+    path = plan.places[-1]
     if not os.path.lexists(path):
         return
     if any(one.exists() and path.exists() and path.samefile(one) for one in inputs):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tools.formats.folder import MANIFEST_NAME
+from ckpt_tools.formats.strict_json import MAX_JSON_BYTES
 from ckpt_tools.tensors.digests import DIGEST_VERSION
 from surgery.version import __version__
 
@@ -148,6 +149,8 @@ class Manifest:
 def is_manifest(path: Path) -> bool:
     """Whether a file says that it is a manifest."""
     try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            return False
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False

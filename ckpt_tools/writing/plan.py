@@ -137,6 +137,11 @@ class Plan:
         for file in self.files():
             yield from file.tensors
 
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """The paths that the output takes: its own, and that of a manifest beside it."""
+        return (self.output, *([] if self.beside is None else [self.output.parent / self.beside.name]))
+
     def sources(self) -> set[Source]:
         """Every file that is read."""
         found = {entry.source for entry in self.entries if isinstance(entry, OutputCopy)}

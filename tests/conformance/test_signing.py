@@ -127,3 +127,14 @@ def test_an_encrypted_key_takes_its_password_from_the_environment(
     monkeypatch.setenv(PASSWORD_VARIABLE, "secret")
     verify_output(output, sign_key=private)
     verify_output(output, public_key=public)
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(output: Path, keys: tuple[Path, Path]) -> None:
+    precious = output.parent / "precious"
+    precious.write_text("years")
+    for name in (f".{output.name}.sig.part", f".{output.name}.sig"):
+        (output.parent / name).symlink_to(precious)
+    before = {path.name for path in output.parent.iterdir()}
+    verify_output(output, sign_key=keys[0])
+    assert precious.read_text() == "years"
+    assert {path.name for path in output.parent.iterdir()} == before | {f"{output.name}.sig"}

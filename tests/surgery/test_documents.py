@@ -95,3 +95,30 @@ def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(b'\xef\xbb\xbf{"r": 1}')
     assert read_json(path) == {"r": 1}
+
+
+@pytest.mark.parametrize(
+    "value", ["!!bool x", "!!timestamp x", "!!int ''", "!!float ''", "!!int 0x", "!!float 1:" + ":".join(["59"] * 300)]
+)
+def test_a_yaml_value_that_is_none_of_its_tag_is_corrupt(tmp_path: Path, value: str) -> None:
+    assert "no plain YAML" in corrupt(tmp_path, read_yaml, f"a: {value}")
+
+
+def test_a_number_to_the_base_of_60_that_would_take_hours_is_corrupt(tmp_path: Path) -> None:
+    assert "a number of 400001 characters" in corrupt(tmp_path, read_yaml, "a: 1" + ":1" * 200_000)
+
+
+def test_half_a_surrogate_pair_is_corrupt(tmp_path: Path) -> None:
+    assert "half a surrogate pair" in corrupt(tmp_path, read_json, r'{"a": ["\ud800"]}')
+    path = tmp_path / "config.json"
+    path.write_text(r'{"a": "\ud83d\ude00"}')
+    assert read_json(path) == {"a": "\U0001f600"}
+
+
+@both
+def test_a_long_key_does_not_make_a_long_message(tmp_path: Path, read: Reader) -> None:
+    key = "k" * 10_000
+    assert (
+        len(corrupt(tmp_path, read, f'{{? "{key}": 1, ? "{key}": 1}}'.replace("? ", "" if read is read_json else "? ")))
+        < 2000
+    )

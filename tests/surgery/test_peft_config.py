@@ -185,3 +185,19 @@ def test_all_problems_are_reported_at_once() -> None:
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputMissingError):
         read_peft_config(tmp_path / "adapter_config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("modules_to_save", ["("]),
+        ("layers_pattern", "(?P<index>x)"),
+        ("layers_pattern", ["layers", "(?P<index>x)"]),
+        ("rank_pattern", {"(": 4}),
+        ("alpha_pattern", {"(": 4}),
+        ("exclude_modules", "("),
+    ],
+)
+def test_what_cannot_be_the_part_of_an_expression_that_it_is_used_as_is_corrupt(name: str, value: object) -> None:
+    with pytest.raises(CorruptInputError, match=f"{name}: expected a regular expression"):
+        parse(**{name: value})

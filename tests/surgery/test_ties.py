@@ -134,3 +134,8 @@ def test_a_tie_may_be_hidden_where_neither_head_nor_embedding_is_known(
     present: set[str], config: dict[str, Any] | None, expected: bool
 ) -> None:
     assert may_hide_a_tie(present, config) is expected
+
+
+@pytest.mark.parametrize("architectures", [1, True, {"x": 1}, [1, None], "LlamaForCausalLM"])
+def test_a_configuration_whose_architectures_are_no_list_of_names_has_no_head(architectures: object) -> None:
+    assert tied_names("model.embed_tokens.weight", (), {"architectures": architectures}) == ()

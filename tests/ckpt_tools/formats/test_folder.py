@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from folders import INDEX, ONE, TWO, add, add_index, write_two_shards
 
+from ckpt_tools.formats.folder import natural_key
 from ckpt_tools.formats.sharded import read_folder
 from surgery.errors import CorruptInputError, InputMissingError
 
@@ -135,3 +136,8 @@ def test_a_metadata_json_of_anything_else_is_a_companion(sharded: Path) -> None:
 def test_a_folder_that_is_not_there_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputMissingError):
         read_folder(tmp_path / "absent")
+
+
+def test_names_are_sorted_by_the_numbers_in_them() -> None:
+    names = ["part10", "part9", "part09", "part2x1", "part", "2", "10", "x00", "x1"]
+    assert sorted(names, key=natural_key) == ["2", "10", "part", "part2x1", "part09", "part9", "part10", "x00", "x1"]

@@ -122,3 +122,9 @@ def test_nested_metadata_of_any_depth_is_kept_or_refused(sharded: Path) -> None:
         except CorruptInputError as error:
             assert depth > 2
             assert "too deep" in str(error)  # noqa: PT017 - both outcomes are right, by Python's version
+
+
+def test_a_file_name_with_more_digits_than_a_number_may_have_is_refused(sharded: Path) -> None:
+    add_index(sharded, {"a": ONE, "b": ONE, "c": "1" * 5000})
+    with pytest.raises(CorruptInputError, match="too long"):
+        read_folder(sharded)

@@ -259,3 +259,7 @@ def test_a_sparse_file_over_four_gigabytes_is_read_without_touching_its_data(tmp
     assert peak_bytes < 2**20
     assert big.nbytes == size
     assert big.read(((size - 2, size),)).tolist() == [0, 7]
+
+
+def test_numbers_of_thousands_of_digits_do_not_make_a_message_of_as_many(tmp_path: Path) -> None:
+    assert len(header_refusal(tmp_path, {"w": describe("F32", [10**4000] * 30, 0, 4)}, b"1234")) < 2000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -216,3 +217,19 @@ def test_without_the_extra_signatures_are_refused_with_the_command_that_installs
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'pet-surgery\[sign\]'"):
         verify_output(out, **{option: tmp_path / "key.pem"})
+
+
+def test_a_pipe_in_the_place_of_a_manifest_is_refused_without_waiting(tmp_path: Path) -> None:
+    folder = made(tmp_path, "folder")
+    (folder / "pet-manifest.json").unlink()
+    os.mkfifo(folder / "pet-manifest.json")
+    with pytest.raises(CorruptInputError, match="a pipe"):
+        verify_output(folder)
+
+
+def test_a_manifest_of_very_many_bytes_is_refused_unread(tmp_path: Path) -> None:
+    folder = made(tmp_path, "folder")
+    with (folder / "pet-manifest.json").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(CorruptInputError, match="at most"):
+        verify_output(folder)

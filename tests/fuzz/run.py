@@ -1,0 +1,123 @@
+"""Coverage-guided fuzzing of every reader: `make fuzz`, or `python tests/fuzz/run.py [TARGET ...] --seconds N`.
+
+Each target runs in a process of its own, for so long. What is found is written to `fuzz-work/finds/TARGET/`, each fault
+once, with its traceback beside it, and the exit code is 1. A find is mended with a test, and its input goes into
+`tests/fuzz/finds/TARGET/`, where `test_replay.py` has it for good. `--minimise` puts what covers most into
+`tests/fuzz/corpus/TARGET/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
+
+from fuzz_targets import TARGETS  # noqa: E402
+
+CORPUS = Path(__file__).with_name("corpus")
+WORK = ROOT / "fuzz-work"
+MAX_INPUT_BYTES = 4096
+MAX_SEED_BYTES = 16384
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*")
+    parser.add_argument("--seconds", type=int, default=60, help="for each target")
+    parser.add_argument("--minimise", action="store_true", help="keep the smallest inputs that cover as much")
+    arguments = parser.parse_args()
+    results = {}
+    for name in arguments.targets or TARGETS:
+        results[name] = _minimise(name) if arguments.minimise else _run(name, arguments.seconds)
+    return 1 if any(found for _, found in results.values()) else 0
+
+
+def _run(name: str, seconds: int) -> tuple[int, int]:
+    """Fuzz one target: (executions, finds). What it covers stays in `fuzz-work`, where the next run begins."""
+    corpus, finds = WORK / "corpus" / name, WORK / "finds" / name
+    shutil.rmtree(finds, ignore_errors=True)
+    for folder in (corpus, finds):
+        folder.mkdir(parents=True, exist_ok=True)
+    words = WORK / f"{name}.dict"
+    words.write_text("".join(f'"{_escaped(word)}"\n' for word in TARGETS[name].words))
+    with tempfile.TemporaryDirectory() as scratch:
+        _write_seeds(Path(scratch), TARGETS[name].seeds())
+        told = _child(
+            name,
+            [str(corpus), str(CORPUS / name), scratch],
+            f"-max_total_time={seconds}",
+            f"-max_len={MAX_INPUT_BYTES}",
+            *([f"-dict={words}"] if TARGETS[name].words else []),
+            f"-artifact_prefix={finds}/stopped-",
+            "-timeout=60",
+            "-rss_limit_mb=0",
+            "-print_final_stats=1",
+        )
+    done = re.search(r"number_of_executed_units: (\d+)", told.stderr)
+    covered = re.findall(r" cov: (\d+) ft: (\d+)", told.stderr)
+    found = sorted({path.stem for path in finds.iterdir()})
+    executions = int(done[1]) if done else 0
+    if told.returncode or not executions:
+        print(_without_instrumenting(told.stderr)[-2000:], file=sys.stderr)
+        found.append("stopped")
+    what = {
+        "target": name,
+        "seconds": seconds,
+        "executions": executions,
+        "covered": int(covered[-1][0]) if covered else 0,
+        "finds": len(found),
+    }
+    print(json.dumps(what), flush=True)
+    for path in finds.glob("*.txt"):
+        print(f"  {path}: {path.read_text().splitlines()[0]}", flush=True)
+    return executions, len(found)
+
+
+def _minimise(name: str) -> tuple[int, int]:
+    """Keep of the corpus, the seeds and what fuzzing added the smallest inputs that cover as much."""
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as kept:
+        _write_seeds(Path(scratch), TARGETS[name].seeds())
+        sources = [str(path) for path in (WORK / "corpus" / name, CORPUS / name, Path(scratch)) if path.is_dir()]
+        told = _child(name, [kept, *sources], "-merge=1", f"-max_len={MAX_SEED_BYTES}", "-rss_limit_mb=0")
+        if told.returncode:
+            print(_without_instrumenting(told.stderr)[-2000:], file=sys.stderr)
+            return 0, 1
+        shutil.rmtree(CORPUS / name, ignore_errors=True)
+        (CORPUS / name).mkdir(parents=True)
+        for path in Path(kept).iterdir():
+            (CORPUS / name / path.name[:16]).write_bytes(path.read_bytes())
+    sizes = [path.stat().st_size for path in (CORPUS / name).iterdir()]
+    print(json.dumps({"target": name, "inputs": len(sizes), "bytes": sum(sizes)}), flush=True)
+    return 0, 0
+
+
+def _child(name: str, folders: Sequence[str], *options: str) -> subprocess.CompletedProcess[str]:
+    (CORPUS / name).mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(Path(__file__).with_name("child.py")), name, str(WORK / "finds" / name)]
+    return subprocess.run([*command, *folders, *options], text=True, stderr=subprocess.PIPE, check=False)
+
+
+def _without_instrumenting(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if "Instrumenting" not in line)
+
+
+def _write_seeds(folder: Path, seeds: Sequence[bytes]) -> None:
+    for number, seed in enumerate(seeds):
+        (folder / f"seed-{number}").write_bytes(seed)
+
+
+def _escaped(word: str) -> str:
+    return "".join(chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}" for byte in word.encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
