@@ -1,0 +1,101 @@
+"""pet-split: the delta and the rest, bit for bit, and adapters that are extracted from what changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from chains.adapters import FOUND, Pair, names_for
+from chains.files import read_folder
+from chains.networks import HUGGING_FACE, MINDFORMERS, PLAIN, translated
+from chains.oracle import Model, WrongTensorError, cast, same
+from chains.state import Chain, choose_dtype, write
+from chains.storing import FILE, FOLDER, SUFFIXES, Stored
+
+FORMS = ("keep", "ckpt", "safetensors", "peft", "mindformers", "slora")
+
+
+def split(chain: Chain) -> bool:
+    """The adapter is cut out of the checkpoint, and waits beside the base."""
+    if chain.adapter is None or not chain.is_combined:
+        return False
+    adapter, before = chain.adapter, chain.stored
+    form = chain.rng.choice(FORMS)
+    renamed = {weight: _renamed(chain, weight, pair, form) for weight, pair in adapter.pairs.items()}
+    dtype = choose_dtype(chain)
+    expected = {name: cast(one, dtype) for pair in renamed.values() for name, one in _items(pair)}
+    place = _adapter_place(chain, form)
+    rest = chain.stem("rest") + chain.rng.choice(["", *SUFFIXES])
+    line = [before.path, *before.options(), "--alpha", repr(adapter.alpha), "--format", form]
+    line += ["--dtype", dtype] if dtype else []
+    write(chain, "pet-split", [*line, "--remainder", rest], place, rest)
+    nested = replace(place, path=f"{place.path}/{place.path}") if form == "slora" else place
+    model = chain.check(nested, expected)
+    remainder = Stored(rest, FILE if Path(rest).suffix else FOLDER, Path(rest).suffix)
+    weights = chain.check(remainder, {name: same(tensor) for name, tensor in chain.weights.items()})
+    found = replace(adapter, pairs=renamed, form=FOUND, family=_family(form, adapter.family))
+    chain.model, chain.stored, chain.is_moved = weights, remainder, False
+    chain.adapter = found.with_tensors(model, stored=nested)
+    return True
+
+
+def extract(chain: Chain, before: Model, base: Stored) -> None:
+    """The nearest adapter of a rank is cut out of what a step changed: as near as the singular values allow."""
+    matrices = [name for name, tensor in chain.model.items() if _is_layer(name) and tensor.bits.ndim == 2]
+    if not any(chain.model[name].bits.tobytes() != before[name].bits.tobytes() for name in matrices):
+        return
+    rank = chain.rng.choice([1, 2, 4])
+    place = Stored(chain.stem("extracted"), FOLDER, ".safetensors")
+    line = [chain.stored.path, "--base", base.path, "--rank", str(rank), "--format", "safetensors"]
+    line += [*chain.stored.options(), *base.options("--base-strategy"), "--embeddings", "skip"]
+    write(chain, "pet-split", line, place)
+    found = read_folder(chain.folder / place.path)
+    for name in matrices:
+        delta = chain.model[name].bits.astype(np.float64) - before[name].bits.astype(np.float64)
+        a_name, b_name = names_for(name, "peft" if chain.style == HUGGING_FACE else "mindpet")
+        if a_name not in found:
+            if delta.any():
+                raise WrongTensorError(f"{name} changed, and no adapter of it was extracted")
+            continue
+        a, b = found[a_name].astype(np.float64), found[b_name].astype(np.float64)
+        values = np.linalg.svd(delta, compute_uv=False)
+        best = np.sqrt(np.sum(values[len(a) :] ** 2))
+        error = np.linalg.norm(delta - b @ a)
+        if len(a) > rank or error > best + 1e-3 * values[0]:
+            raise WrongTensorError(f"{name}: rank {len(a)} of {rank} is off by {error}, the nearest one by {best}")
+        chain.figures.tensors += 2
+        chain.figures.elements += a.size + b.size
+
+
+def _is_layer(name: str) -> bool:
+    return name.endswith(".weight") and not any(part in name for part in ("embed", "lm_head"))
+
+
+def _items(pair: Pair) -> tuple[tuple[str, object], ...]:
+    return (pair.a_name, pair.a), (pair.b_name, pair.b)
+
+
+def _family(form: str, own: str) -> str:
+    return {"peft": "peft", "mindformers": "mindpet", "slora": "pynative"}.get(form, own)
+
+
+def _renamed(chain: Chain, weight: str, pair: Pair, form: str) -> Pair:
+    """A and B under the names that a library has for them."""
+    if form not in ("peft", "mindformers", "slora"):
+        return pair
+    style = HUGGING_FACE if form == "peft" else MINDFORMERS
+    name = weight if chain.style == PLAIN else translated(weight, style)
+    a_name, b_name = names_for(name, _family(form, ""))
+    return replace(pair, a_name=a_name, b_name=b_name)
+
+
+def _adapter_place(chain: Chain, form: str) -> Stored:
+    stem = chain.stem("adapter")
+    suffix = {"ckpt": ".ckpt", "slora": ".ckpt"}.get(form, ".safetensors")
+    if form == "keep":
+        suffix = chain.stored.suffix
+    if form in ("keep", "ckpt", "safetensors") and chain.chance(0.4):
+        return Stored(f"{stem}{suffix}", FILE, suffix)
+    return Stored(stem, FOLDER, suffix)
