@@ -214,7 +214,8 @@ def _special(
     embedding = EMBEDDINGS.get(style, "")
     if embedding in shapes and rng.random() < 0.2:
         entries, width = shapes[embedding]
-        if family in ("pynative", "peft") and rng.random() < 0.5:
+        # PEFT names an embedding on Hugging Face's networks alone.
+        if (family == "pynative" or (family == "peft" and style == HUGGING_FACE)) and rng.random() < 0.5:
             layer = embedding.rpartition(".")[0]
             names = (f"{layer}.lora_a", f"{layer}.lora_b")
             if family == "peft":

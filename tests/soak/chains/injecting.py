@@ -78,6 +78,7 @@ def _injected(chain: Chain, plan: Adapter, options: list[str]) -> tuple[Stored, 
     shapes = {name: tensor.bits.shape for name, tensor in chain.weights.items()}
     strategy = random_strategy(chain.rng, shapes, even=True)
     path = write_strategy(chain.rng, chain.folder / chain.stem("base-strategy"), strategy)
+    place = replace(place, strategy=strategy)
     write(chain, "pet-inject", [*line, "--format", place.suffix[1:], "--dst-strategy", path], place)
     written = f"{place.path}/strategy.ckpt"
     place = replace(place, strategy=read_merged_strategy(chain.folder / written), strategy_path=written)

@@ -165,8 +165,9 @@ def _write_parts(chain: Chain, program: str, line: list[str], place: Stored) -> 
     cut = chain.rng.randrange(1, place.strategy.ranks)
     parts = [f"0-{cut - 1}", f"{cut}-{place.strategy.ranks - 1}"]
     chain.rng.shuffle(parts)
+    of_parts = [option for option in line if option != "--verify"]
     for part in parts[: chain.rng.randint(1, 2)]:
-        chain.shell.run(program, *line, "--ranks", part, outputs=(place.path,))
+        chain.shell.run(program, *of_parts, "--ranks", part, outputs=(place.path,))
     chain.shell.run(program, *line, outputs=(place.path,))
 
 
