@@ -1,7 +1,7 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-classic test-core test-pages soak conformance check lint format bench bench-transform \
+.PHONY: help demo test test-classic test-core test-pages soak soak-chains conformance check lint format bench bench-transform \
 	bench-inject bench-split bench-unmerge bench-verify clean
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make test-core    the tests that need neither MindSpore nor Ray"
 	@echo "make test-pages   reports as pages in a real browser, Debian's chromium"
 	@echo "make soak         random layouts by the thousand, against an oracle and MindSpore (SOAK=20: how many times more)"
+	@echo "make soak-chains  random chains of commands against float64 arithmetic (SECONDS=60 SEED=... CHAINS=...)"
 	@echo "make conformance  against PyTorch, PEFT and transformers"
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
 	@echo "make bench        pet-merge's benchmarks, against MindFormers and PEFT (BENCH_ARGS='--size ... --rows ...')"
@@ -114,6 +115,11 @@ test-pages: .venv-pages/.complete
 # SOAK=100 make soak: as long as there is time.
 soak: .venv/.complete
 	@SOAK=$${SOAK:-20} .venv/bin/python -m pytest -q $(PARALLEL) $(SOAKED) $(PYTEST_ARGS)
+
+# SECONDS=3600 make soak-chains: an hour. SEED=N CHAINS=1 make soak-chains: the one chain that failed.
+soak-chains: .venv-dev/.complete
+	@PYTHONPATH=.:tests/support:tests/soak .venv-dev/bin/python -m chains --seconds $(or $(SECONDS),60) \
+		$(if $(SEED),--seed $(SEED)) $(if $(CHAINS),--chains $(CHAINS))
 
 conformance: .venv-conformance/.complete
 	@.venv-conformance/bin/python -m pytest tests/conformance $(PYTEST_ARGS)

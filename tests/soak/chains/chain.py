@@ -9,7 +9,7 @@ from random import Random
 
 from chains.injecting import inject
 from chains.merging import merge
-from chains.running import Figures
+from chains.running import Figures, Shell
 from chains.splitting import split
 from chains.state import Chain, begin
 from chains.transforming import transform
@@ -23,8 +23,14 @@ class ChainError(AssertionError):
     """A chain failed: its seed, its commands, and why."""
 
 
-def run_chain(seed: int, work: Path, figures: Figures) -> None:
-    """Run a chain in a folder of its own, which is kept where it fails.
+def run_chain(seed: int, work: Path, figures: Figures, shell: type[Shell] = Shell) -> list[str]:
+    """Run a chain in a folder of its own, which is kept where it fails; its commands.
+
+    Args:
+        seed: What decides everything but the moments at which commands are killed.
+        work: Where the folder is made.
+        figures: Where it is counted what was done.
+        shell: What runs commands; another one spoils what they write, to see that it is found.
 
     Raises:
         ChainError: Something came out otherwise than it must.
@@ -34,7 +40,7 @@ def run_chain(seed: int, work: Path, figures: Figures) -> None:
     folder.mkdir(parents=True)
     lines: list[str] = []
     try:
-        chain = begin(rng, folder, figures)
+        chain = begin(rng, folder, shell(folder, rng, figures))
         lines = chain.shell.lines
         _run_steps(chain)
     except Exception as error:
@@ -44,6 +50,7 @@ def run_chain(seed: int, work: Path, figures: Figures) -> None:
         raise ChainError(f"seed {seed}: {reason}\n\n{shell}\n") from error
     figures.chains += 1
     shutil.rmtree(folder)
+    return lines
 
 
 def _run_steps(chain: Chain) -> None:

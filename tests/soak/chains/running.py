@@ -96,9 +96,13 @@ class Shell:
         if way == KILLED and (not outputs or code):
             way = PROCESS
         self.figures.ways[way] += 1
-        if way == KILLED and self._kill(program, arguments, outputs) and "--force" not in arguments:
-            self._hold(program, before, outputs)
-            return ""
+        if way == KILLED:
+            is_done, is_there = self._kill(program, arguments, outputs)
+            if is_done:
+                self._hold(program, before, outputs)
+                return ""
+            # It was killed when it had published its output, and before it had cleared up or published the other one.
+            arguments += ("--force",) if is_there and "--force" not in arguments else ()
         found, stdout, stderr = self._here(program, arguments) if way == HERE else self._process(program, arguments)
         if found != code:
             raise WrongOutcomeError(f"{program}: expected exit code {code}, found {found}:\n{stdout}{stderr}")
@@ -145,8 +149,9 @@ class Shell:
         )
         return result.returncode, result.stdout, result.stderr
 
-    def _kill(self, program: str, arguments: tuple[str, ...], outputs: tuple[str, ...]) -> bool:
-        """Start a command and kill it at a random moment; whether it had ended by then."""
+    def _kill(self, program: str, arguments: tuple[str, ...], outputs: tuple[str, ...]) -> tuple[bool, bool]:
+        """Start a command and kill it at a random moment; whether it had ended by then, and an output was there."""
+        earlier = [path for output in outputs if (path := self.folder / output).exists()]
         hidden = [self.folder / f".{output}.pet-surgery" for output in outputs]
         process = subprocess.Popen(
             self._line(program, arguments),
@@ -164,7 +169,8 @@ class Shell:
         if process.returncode not in (0, -signal.SIGKILL):
             raise WrongOutcomeError(f"{program} ended with {process.returncode} before it was killed: {stderr}")
         published = [(self.folder / output).exists() for output in outputs]
-        return process.returncode == 0 or (all(published) and not any(path.exists() for path in hidden))
+        is_clear = not earlier and all(published) and not any(path.exists() for path in hidden)
+        return process.returncode == 0 or is_clear, any(published)
 
     @staticmethod
     def _line(program: str, arguments: tuple[str, ...]) -> list[str]:

@@ -77,12 +77,12 @@ class Chain:
         return compare(read(self.folder, stored), expected, self.figures)
 
 
-def begin(rng: Random, folder: Path, figures: Figures) -> Chain:
+def begin(rng: Random, folder: Path, shell: Shell) -> Chain:
     """A random network in a random place."""
     network = random_network(rng)
     stored = store(rng, folder, "00-base", network.tensors)
     model = {name: fresh(array) for name, array in network.tensors.items()}
-    return Chain(rng, folder, Shell(folder, rng, figures), network, network.style, model, stored)
+    return Chain(rng, folder, shell, network, network.style, model, stored)
 
 
 def choose_names(chain: Chain) -> tuple[str | None, Mapping[str, str]]:
