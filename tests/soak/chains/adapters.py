@@ -30,13 +30,14 @@ ALPHA, SCALING, YAML, CONFIG, FOUND = "--alpha", "--scaling", "YAML", "adapter_c
 
 @dataclass(frozen=True)
 class Pair:
-    """A and B of one weight: their names and what they hold."""
+    """A and B of one weight, and DoRA's magnitudes: their names and what they hold."""
 
     a_name: str
     b_name: str
     a: Tensor
     b: Tensor
     kind: str = LINEAR
+    magnitudes: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -81,6 +82,10 @@ class Adapter:
         pair = self.pairs.get(weight)
         return [] if pair is None else [pair.term(self.scaling(weight))]
 
+    def magnitudes(self, weight: str) -> Tensor | None:
+        """DoRA's, of a weight."""
+        return self.pairs[weight].magnitudes if weight in self.pairs else None
+
     def scaling(self, weight: str) -> float:
         """The factor of B @ A."""
         if self.form == SCALING:
@@ -107,9 +112,12 @@ class Adapter:
         return replace(self, pairs=pairs, **changes)
 
 
-def pair_items(pair: Pair) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
-    """A and B by their names."""
-    return (pair.a_name, pair.a), (pair.b_name, pair.b)
+def pair_items(pair: Pair) -> tuple[tuple[str, Tensor], ...]:
+    """A, B and magnitudes by their names."""
+    both = (pair.a_name, pair.a), (pair.b_name, pair.b)
+    if pair.magnitudes is None:
+        return both
+    return (*both, (pair.a_name.replace("lora_A.weight", "lora_magnitude_vector"), pair.magnitudes))
 
 
 def layer_of(a_name: str, family: str) -> str:
@@ -126,7 +134,13 @@ def names_for(weight: str, family: str) -> tuple[str, str]:
 
 
 def random_adapter(
-    rng: Random, network: Network, shapes: Mapping[str, tuple[int, ...]], style: str, *, form: str | None = None
+    rng: Random,
+    network: Network,
+    shapes: Mapping[str, tuple[int, ...]],
+    style: str,
+    *,
+    form: str | None = None,
+    is_alone: bool = True,
 ) -> Adapter:
     """An adapter of a network, not stored yet.
 
@@ -136,6 +150,7 @@ def random_adapter(
         shapes: The network's weights under the names that they have in the chain.
         style: Whose names these are.
         form: How the scale is to be said.
+        is_alone: Whether it is the only one of its weights, as DoRA has to be.
     """
     family = rng.choice(list(ENDINGS))
     form = form or rng.choice([ALPHA, ALPHA, SCALING, YAML, CONFIG, FOUND])
@@ -147,7 +162,7 @@ def random_adapter(
     dtype, rank = rng.choice(["fp32", "fp32", "bf16", "fp16"]), rng.choice([1, 2, 4, 8])
     pairs = {}
     for weight in chosen:
-        if form in (ALPHA, SCALING) and rng.random() < 0.1:
+        if form != YAML and rng.random() < 0.1:
             rank = rng.choice([1, 2, 4, 8])
         out, into = shapes[weight]
         a_name, b_name = names_for(weight if spelled == style else translated(weight, spelled), family)
@@ -156,6 +171,9 @@ def random_adapter(
         pairs |= _special(rng, shapes, style, family, rank, dtype)
     by_root = form in (CONFIG, FOUND) and rng.random() < 0.4
     adapter = Adapter(family, pairs, rng.choice([1.0, 2.5, 4.0, 16.0]), by_root, form=form)
+    if family == "peft" and form in (CONFIG, FOUND) and is_alone and rng.random() < 0.5:
+        pairs = {weight: _with_magnitudes(rng, pair) for weight, pair in pairs.items()}
+        adapter = replace(adapter, pairs=pairs)
     if form in (CONFIG, FOUND) and rng.random() < 0.4:
         adapter = replace(adapter, alpha_pattern={layer_of(rng.choice(list(pairs.values())).a_name, family): 3.0})
     return adapter
@@ -188,7 +206,14 @@ def _peft_config(adapter: Adapter) -> dict[str, object]:
     config: dict[str, object] = {"peft_type": "LORA", "r": _rank(adapter), "lora_alpha": adapter.alpha}
     if adapter.alpha_pattern:
         config["alpha_pattern"] = dict(adapter.alpha_pattern)
-    return {**config, "use_rslora": adapter.by_root, "target_modules": layers}
+    ranks = {
+        layer_of(pair.a_name, adapter.family): pair.rank
+        for pair in adapter.pairs.values()
+        if pair.rank != _rank(adapter)
+    }
+    config |= {"rank_pattern": ranks} if ranks else {}
+    has_magnitudes = any(pair.magnitudes is not None for pair in adapter.pairs.values())
+    return {**config, "use_rslora": adapter.by_root, "use_dora": has_magnitudes, "target_modules": layers}
 
 
 def _rule(adapter: Adapter) -> str:
@@ -230,6 +255,12 @@ def _special(
         shape_a, shape_b = (count, into, rank), (count, rank, out)
         found[name] = _pair(rng, f"{name}_lora_a", f"{name}_lora_b", shape_a, shape_b, dtype, EXPERTS)
     return found
+
+
+def _with_magnitudes(rng: Random, pair: Pair) -> Pair:
+    """The same with the norms that DoRA gives the rows of a weight."""
+    values = np.abs(random_values(rng, (len(pair.b.bits),), "fp32", 0.3)) + np.float32(0.1)
+    return replace(pair, magnitudes=fresh(values))
 
 
 def _pair(rng: Random, a_name: str, b_name: str, a: tuple[int, ...], b: tuple[int, ...], dtype: str, kind: str) -> Pair:

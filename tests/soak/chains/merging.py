@@ -24,9 +24,12 @@ def draw_adapters(chain: Chain) -> list[Adapter]:
         return [chain.adapter]
     shapes = {name: tensor.bits.shape for name, tensor in chain.weights.items()}
     count = chain.rng.choices([1, 2, 3], [70, 20, 10])[0]
-    first = random_adapter(chain.rng, chain.network, shapes, chain.style)
+    first = random_adapter(chain.rng, chain.network, shapes, chain.style, is_alone=count == 1)
     # Several say their scale in the same way, as an option is given once for each.
-    others = [random_adapter(chain.rng, chain.network, shapes, chain.style, form=first.form) for _ in range(count - 1)]
+    others = [
+        random_adapter(chain.rng, chain.network, shapes, chain.style, form=first.form, is_alone=False)
+        for _ in range(count - 1)
+    ]
     return [
         store_adapter(chain.rng, chain.folder, chain.stem("adapter"), one, in_ranks=count == 1)
         for one in (first, *others)
@@ -89,7 +92,8 @@ def _separate(adapters: list[Adapter]) -> int:
 
 def _merged(name: str, weights: Model, adapters: list[Adapter], dtype: str | None) -> Expected:
     terms = [term for adapter in adapters for term in adapter.terms(name)]
-    return folded(weights[name], terms, dtype) if terms else cast(weights[name], dtype)
+    magnitudes = next((found for adapter in adapters if (found := adapter.magnitudes(name)) is not None), None)
+    return folded(weights[name], terms, dtype, magnitudes) if terms else cast(weights[name], dtype)
 
 
 def _untied(chain: Chain, weights: Model, adapters: list[Adapter], dtype: str | None) -> dict[str, Expected]:

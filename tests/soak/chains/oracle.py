@@ -110,10 +110,16 @@ def cast(tensor: Tensor, dtype: str | None) -> Expected:
     return Expected(bits, None, tensor.ideal, tensor.bound + np.abs(bits.astype(np.float64) - exact), dtype=bits.dtype)
 
 
-def folded(tensor: Tensor, terms: Sequence[Term], dtype: str | None) -> Expected:
+def folded(tensor: Tensor, terms: Sequence[Term], dtype: str | None, magnitudes: Tensor | None = None) -> Expected:
     """A weight with adapters folded in: sums in float32, or in float64 where the weight is, rounded once.
 
     Half a unit in the last place from that rounding, and what the sums may lose of the magnitudes that go into them.
+
+    Args:
+        tensor: The weight.
+        terms: What is added.
+        dtype: The type that comes out; None for the weight's.
+        magnitudes: DoRA's, `(out,)`: the norms that rows are given behind the sum.
     """
     assert tensor.ideal is not None
     assert tensor.bound is not None
@@ -130,9 +136,33 @@ def folded(tensor: Tensor, terms: Sequence[Term], dtype: str | None) -> Expected
         drift = drift + abs(term.scaling) * off.reshape(shape)
         sums += left.shape[-1] + 2
     target = dtype or own
-    lost = sums * (2.0**-52 if own == "fp64" else 2.0**-24) * magnitude
+    roundoff = 2.0**-52 if own == "fp64" else 2.0**-24
+    lost = sums * roundoff * magnitude
+    if magnitudes is not None:
+        (exact, lost), (ideal, drift) = _rescaled(exact, lost, ideal, drift, magnitudes, roundoff)
+        magnitude = np.abs(exact)
     allowed = 0.5 * unit(np.abs(exact) + lost, target) + lost + _OWN_LOSS * magnitude
     return Expected(exact, allowed, ideal, drift + allowed, dtype=np.dtype(NUMPY[target]))
+
+
+_Bounded = tuple[np.ndarray, np.ndarray]
+
+
+def _rescaled(
+    exact: np.ndarray, lost: np.ndarray, ideal: np.ndarray, drift: np.ndarray, magnitudes: Tensor, roundoff: float
+) -> tuple[_Bounded, _Bounded]:
+    """m / ||V|| * V of each row, and its error where V has one: that of V, and by the norm that of the whole row."""
+
+    def norms(values: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.sum(values**2, axis=1, keepdims=True))
+
+    assert magnitudes.ideal is not None
+    assert magnitudes.bound is not None
+    factors = magnitudes.bits.astype(np.float64)[:, None] / norms(exact)
+    scaled, scaled_ideal = factors * exact, magnitudes.ideal[:, None] / norms(ideal) * ideal
+    lost = np.abs(factors) * lost + np.abs(scaled) * (1.01 * norms(lost) / norms(exact) + 8 * roundoff)
+    by_row = norms(drift) / norms(ideal) * np.abs(factors) + magnitudes.bound[:, None] / norms(ideal)
+    return (scaled, lost), (scaled_ideal, np.abs(factors) * drift + by_row * np.abs(ideal))
 
 
 def compare(found: Mapping[str, np.ndarray], expected: Mapping[str, Expected], tally: Tally) -> Model:
