@@ -10,13 +10,13 @@ from random import Random
 from chains.injecting import inject
 from chains.merging import merge
 from chains.running import Figures, Shell
-from chains.splitting import split
+from chains.splitting import convert, split
 from chains.state import Chain, begin
 from chains.transforming import transform
 from chains.wrong import refuse
 
-STEPS = {"transform": transform, "inject": inject, "split": split, "merge": merge, "refuse": refuse}
-_WEIGHTS = {"transform": 3, "inject": 3, "split": 3, "merge": 3, "refuse": 2}
+STEPS = {"transform": transform, "inject": inject, "split": split, "convert": convert, "merge": merge, "refuse": refuse}
+_WEIGHTS = {"transform": 3, "inject": 3, "split": 3, "convert": 2, "merge": 3, "refuse": 2}
 
 
 class ChainError(AssertionError):

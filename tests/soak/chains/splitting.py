@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chains.adapters import FOUND, Pair, names_for
+from chains.adapters import FOUND, Pair, names_for, pair_items
 from chains.files import read_folder
 from chains.networks import HUGGING_FACE, MINDFORMERS, PLAIN, translated
 from chains.oracle import Model, WrongTensorError, cast, same
@@ -25,19 +25,37 @@ def split(chain: Chain) -> bool:
     form = chain.rng.choice(FORMS)
     renamed = {weight: _renamed(chain, weight, pair, form) for weight, pair in adapter.pairs.items()}
     dtype = choose_dtype(chain)
-    expected = {name: cast(one, dtype) for pair in renamed.values() for name, one in _items(pair)}
-    place = _adapter_place(chain, form)
+    expected = {name: cast(one, dtype) for pair in renamed.values() for name, one in pair_items(pair)}
+    place = _adapter_place(chain, form, before.suffix)
     rest = chain.stem("rest") + chain.rng.choice(["", *SUFFIXES])
     line = [before.path, *before.options(), "--alpha", repr(adapter.alpha), "--format", form]
     line += ["--dtype", dtype] if dtype else []
     write(chain, "pet-split", [*line, "--remainder", rest], place, rest)
-    nested = replace(place, path=f"{place.path}/{place.path}") if form == "slora" else place
-    model = chain.check(nested, expected)
+    place = _nested(place, form)
+    model = chain.check(place, expected)
     remainder = Stored(rest, FILE if Path(rest).suffix else FOLDER, Path(rest).suffix)
     weights = chain.check(remainder, {name: same(tensor) for name, tensor in chain.weights.items()})
     found = replace(adapter, pairs=renamed, form=FOUND, family=_family(form, adapter.family))
     chain.model, chain.stored, chain.is_moved = weights, remainder, False
-    chain.adapter = found.with_tensors(model, stored=nested)
+    chain.adapter = found.with_tensors(model, stored=place)
+    return True
+
+
+def convert(chain: Chain) -> bool:
+    """The adapter that waits gets the form that another library reads; its configuration is found beside it."""
+    if chain.adapter is None or chain.adapter.stored is None:
+        return False
+    adapter, before = chain.adapter, chain.adapter.stored
+    form = chain.rng.choice(FORMS)
+    renamed = {weight: _renamed(chain, weight, pair, form) for weight, pair in adapter.pairs.items()}
+    dtype = choose_dtype(chain)
+    expected = {name: cast(one, dtype) for pair in renamed.values() for name, one in pair_items(pair)}
+    place = _adapter_place(chain, form, before.suffix)
+    write(chain, "pet-split", [before.path, "--format", form, *(["--dtype", dtype] if dtype else [])], place)
+    place = _nested(place, form)
+    model = chain.check(place, expected)
+    converted = replace(adapter, pairs=renamed, family=_family(form, adapter.family))
+    chain.adapter = converted.with_tensors(model, stored=place)
     return True
 
 
@@ -73,8 +91,9 @@ def _is_layer(name: str) -> bool:
     return name.endswith(".weight") and not any(part in name for part in ("embed", "lm_head"))
 
 
-def _items(pair: Pair) -> tuple[tuple[str, object], ...]:
-    return (pair.a_name, pair.a), (pair.b_name, pair.b)
+def _nested(place: Stored, form: str) -> Stored:
+    """Where the adapter itself lies: SLoRA has a folder of adapters."""
+    return replace(place, path=f"{place.path}/{place.path}") if form == "slora" else place
 
 
 def _family(form: str, own: str) -> str:
@@ -91,11 +110,11 @@ def _renamed(chain: Chain, weight: str, pair: Pair, form: str) -> Pair:
     return replace(pair, a_name=a_name, b_name=b_name)
 
 
-def _adapter_place(chain: Chain, form: str) -> Stored:
+def _adapter_place(chain: Chain, form: str, own_suffix: str) -> Stored:
     stem = chain.stem("adapter")
     suffix = {"ckpt": ".ckpt", "slora": ".ckpt"}.get(form, ".safetensors")
     if form == "keep":
-        suffix = chain.stored.suffix
+        suffix = own_suffix
     if form in ("keep", "ckpt", "safetensors") and chain.chance(0.4):
         return Stored(f"{stem}{suffix}", FILE, suffix)
     return Stored(stem, FOLDER, suffix)
