@@ -16,7 +16,7 @@ from chains.transforming import transform
 from chains.wrong import refuse
 
 STEPS = {"transform": transform, "inject": inject, "split": split, "convert": convert, "merge": merge, "refuse": refuse}
-_WEIGHTS = {"transform": 3, "inject": 3, "split": 3, "convert": 2, "merge": 3, "refuse": 2}
+_WEIGHTS = {"transform": 3, "inject": 3, "split": 4, "convert": 3, "merge": 3, "refuse": 2}
 
 
 class ChainError(AssertionError):

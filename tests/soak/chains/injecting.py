@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from chains.adapters import ALPHA, Adapter, Pair, names_for, store_adapter
+from chains.adapters import ALPHA, FOUND, Adapter, Pair, names_for, store_adapter
 from chains.layouts import random_strategy, write_strategy
-from chains.networks import random_values
+from chains.networks import HUGGING_FACE, random_values
 from chains.oracle import Expected, Model, WrongTensorError, cast, compare, fresh, same
 from chains.state import Chain, choose_target, moved_to, write
-from chains.storing import FILE, RANKS, SUFFIXES, Stored, read, store
+from chains.storing import FILE, FOLDER, RANKS, SUFFIXES, Stored, read, store
 from chains.strategies import read_merged_strategy
 
 _BLOCKS = ("layers", "blocks")
@@ -27,6 +27,8 @@ def inject(chain: Chain) -> bool:
     plan = _plan(chain)
     if chain.chance(0.3):
         return _graft(chain, plan)
+    if chain.chance(0.2):
+        return _only_delta(chain, plan)
     place, found = _injected(chain, plan, [])
     own = {name for pair in plan.pairs.values() for name in (pair.a_name, pair.b_name)}
     if own != found.keys() - chain.weights.keys():
@@ -59,8 +61,11 @@ def _plan(chain: Chain) -> Adapter:
             a, b = fresh(np.zeros((rank, into), dtype)), fresh(np.zeros((out, rank), dtype))
             pairs[weight] = Pair(*names_for(weight, "mindpet"), a, b)
     config_path = f"{chain.stem('run')}.yaml"
-    section = {"pet_type": "lora", "lora_rank": rank, "lora_alpha": 8.0}
+    section: dict[str, object] = {"pet_type": "lora", "lora_rank": rank, "lora_alpha": 8.0}
     section |= {"target_modules": "|".join(f".*{cell}" for cell in chosen)}
+    if chain.style == HUGGING_FACE and chain.chance(0.5):
+        config_path = f"{chain.stem('peft')}.json"
+        section = {"peft_type": "LORA", "r": rank, "lora_alpha": 8.0, "target_modules": chosen}
     (chain.folder / config_path).write_text(json.dumps(section))
     return Adapter("mindpet", pairs, 8.0, form=ALPHA, config_path=config_path)
 
@@ -160,6 +165,22 @@ def _heads(chain: Chain) -> dict[str, int]:
         if part in name.split(".")
     }
     return {"num_layers": len(blocks), "num_heads": 4, "kv_channels": 4}
+
+
+def _only_delta(chain: Chain, plan: Adapter) -> bool:
+    """The new parameters alone, which a merge finds to change nothing."""
+    suffix = chain.rng.choice(["", *SUFFIXES])
+    place = Stored(f"{chain.stem('fresh')}{suffix}", FILE if suffix else FOLDER, suffix)
+    line = [chain.stored.path, "--config", plan.config_path, *chain.stored.options(), "--only-delta"]
+    write(chain, "pet-inject", line, place)
+    found = read(chain.folder, place)
+    if found.keys() != plan.tensors().keys():
+        raise WrongTensorError(f"expected {sorted(plan.tensors())} alone, found {sorted(found)}")
+    for weight, pair in plan.pairs.items():
+        _check_fresh(found, weight, pair, chain.model)
+    model = {name: fresh(array) for name, array in found.items()}
+    moved_to(chain, chain.model, chain.stored, plan.with_tensors(model, stored=place, form=FOUND))
+    return True
 
 
 def _train(chain: Chain, plan: Adapter, place: Stored, found: dict[str, np.ndarray]) -> None:

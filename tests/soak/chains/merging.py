@@ -8,6 +8,7 @@ from chains.oracle import Expected, Model, cast, folded, same
 from chains.splitting import extract
 from chains.state import (
     Chain,
+    check_config,
     choose_dtype,
     choose_names,
     choose_target,
@@ -55,6 +56,7 @@ def merge(chain: Chain) -> bool:
     others = ("--unmerge-patch", patch) if patch else ()
     write(chain, "pet-merge", [*inputs, *target, *options, *others], place, *([patch] if patch else []))
     model = chain.check(place, expected)
+    check_config(chain, place)
     if chain.chance(0.4):
         proof = [*inputs[: 1 + _separate(adapters)], place.path, *inputs[1 + _separate(adapters) :]]
         proof += place.options("--merged-strategy")

@@ -15,6 +15,9 @@ MINDFORMERS, HUGGING_FACE, PLAIN = "mindformers", "hf", "plain"
 HEAD = "lm_head.weight"
 EMBEDDINGS = {MINDFORMERS: "model.tok_embeddings.embedding_weight", HUGGING_FACE: "model.embed_tokens.weight"}
 
+# What could be tripped over: a scalar, a name as in a merged strategy, one beyond ASCII, one with a space.
+_ODD: Mapping[str, tuple[int, ...]] = {"logit_scale": (), "0-gate.gamma": (8,), "größe.beta": (4,), "a b.gamma": (6,)}
+
 
 @dataclass(frozen=True)
 class Network:
@@ -52,6 +55,9 @@ def random_network(rng: Random) -> Network:
     if rng.random() < 0.3:
         tensors["model.positions" if style != PLAIN else "positions"] = np.arange(12)
         tensors["mask"] = np.array([True, False, True, True])
+        tensors["codes"] = np.arange(32, dtype=np.int8).reshape(8, 4)
+    if rng.random() < 0.3:
+        tensors |= {name: random_values(rng, shape, norms) for name, shape in _ODD.items()}
     if style == HUGGING_FACE:
         tensors = {hugging_face_name(name): array for name, array in tensors.items()}
         layers = [hugging_face_name(name) for name in layers]

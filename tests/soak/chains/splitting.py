@@ -10,7 +10,7 @@ import numpy as np
 from chains.adapters import FOUND, Pair, names_for, pair_items
 from chains.files import read_folder
 from chains.networks import HUGGING_FACE, MINDFORMERS, PLAIN, translated
-from chains.oracle import Model, WrongTensorError, cast, same
+from chains.oracle import Model, Tensor, WrongTensorError, cast, same, unit
 from chains.state import Chain, choose_dtype, write
 from chains.storing import FILE, FOLDER, SUFFIXES, Stored
 
@@ -73,22 +73,34 @@ def extract(chain: Chain, before: Model, base: Stored) -> None:
     for name in matrices:
         delta = chain.model[name].bits.astype(np.float64) - before[name].bits.astype(np.float64)
         a_name, b_name = names_for(name, "peft" if chain.style == HUGGING_FACE else "mindpet")
+        noise = _rounding_noise(chain.model[name])
         if a_name not in found:
-            if delta.any():
+            if np.linalg.norm(delta) > noise:
                 raise WrongTensorError(f"{name} changed, and no adapter of it was extracted")
             continue
         a, b = found[a_name].astype(np.float64), found[b_name].astype(np.float64)
         values = np.linalg.svd(delta, compute_uv=False)
         best = np.sqrt(np.sum(values[len(a) :] ** 2))
         error = np.linalg.norm(delta - b @ a)
-        if len(a) > rank or error > best + 1e-3 * values[0]:
-            raise WrongTensorError(f"{name}: rank {len(a)} of {rank} is off by {error}, the nearest one by {best}")
+        nearest = np.sqrt(np.sum(values[rank:] ** 2))
+        if len(a) > rank or error > best + 1e-3 * values[0] or error > nearest + 1e-3 * values[0] + noise:
+            raise WrongTensorError(f"{name}: rank {len(a)} of {rank} is off by {error}, the nearest one by {nearest}")
         chain.figures.tensors += 2
         chain.figures.elements += a.size + b.size
 
 
 def _is_layer(name: str) -> bool:
     return name.endswith(".weight") and not any(part in name for part in ("embed", "lm_head"))
+
+
+def _rounding_noise(tensor: Tensor) -> float:
+    """What the rounding of a matrix may look like, which is not extracted: the norm of noise of a ULP an element.
+
+    The largest singular value of such noise is about its root mean square times sqrt(rows) + sqrt(columns).
+    """
+    rows, columns = tensor.bits.shape
+    size = np.sqrt(np.mean(unit(tensor.bits.astype(np.float64), str(tensor.dtype)) ** 2))
+    return float(size * (np.sqrt(rows) + np.sqrt(columns)) * np.sqrt(min(rows, columns)))
 
 
 def _nested(place: Stored, form: str) -> Stored:

@@ -12,10 +12,10 @@ import numpy as np
 
 from chains.adapters import Adapter
 from chains.files import write_file
-from chains.networks import HUGGING_FACE, MINDFORMERS, PLAIN, Network, dtypes, random_network, translated
-from chains.oracle import Expected, Model, compare, fresh
+from chains.networks import HEAD, HUGGING_FACE, MINDFORMERS, PLAIN, Network, dtypes, random_network, translated
+from chains.oracle import Expected, Model, WrongTensorError, compare, fresh
 from chains.running import Figures, Shell
-from chains.storing import FILE, ITERATION, RANKS, Stored, is_training_only, read, store, target
+from chains.storing import FILE, FOLDER, ITERATION, RANKS, Stored, is_training_only, read, store, target
 
 _EARLIER = {"earlier": np.zeros(3, np.float32)}
 
@@ -81,6 +81,9 @@ def begin(rng: Random, folder: Path, shell: Shell) -> Chain:
     """A random network in a random place."""
     network = random_network(rng)
     stored = store(rng, folder, "00-base", network.tensors)
+    if stored.kind == FOLDER and network.style == HUGGING_FACE:
+        config = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": HEAD not in network.tensors}
+        (folder / stored.path / "config.json").write_text(json.dumps(config))
     model = {name: fresh(array) for name, array in network.tensors.items()}
     return Chain(rng, folder, shell, network, network.style, model, stored)
 
@@ -169,6 +172,16 @@ def _write_parts(chain: Chain, program: str, line: list[str], place: Stored) -> 
     for part in parts[: chain.rng.randint(1, 2)]:
         chain.shell.run(program, *of_parts, "--ranks", part, outputs=(place.path,))
     chain.shell.run(program, *line, outputs=(place.path,))
+
+
+def check_config(chain: Chain, place: Stored) -> None:
+    """A folder that is made of one with a `config.json` has it too, and it says whether the output head is tied."""
+    before, after = (chain.folder / one.path / "config.json" for one in (chain.stored, place))
+    if place.kind != FOLDER or not before.exists():
+        return
+    is_tied = json.loads(after.read_text())["tie_word_embeddings"]
+    if is_tied != (HEAD not in read(chain.folder, place)):
+        raise WrongTensorError(f"{after}: tie_word_embeddings is {is_tied}")
 
 
 def prove_manifest(chain: Chain, stored: Stored) -> None:

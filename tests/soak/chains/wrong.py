@@ -103,6 +103,25 @@ def _misfit(chain: Chain) -> bool:
     return True
 
 
+def _not_finite(chain: Chain) -> bool:
+    """A base with a NaN in one of its weights, or with a number beyond the range of the type that is asked for."""
+    weights = chain.weights
+    name = chain.rng.choice(
+        [name for name, tensor in weights.items() if tensor.dtype in ("bf16", "fp32", "fp64")] or [""]
+    )
+    adapter = _drawn(chain)
+    if not name or adapter is None or adapter.stored is None:
+        return False
+    arrays = {key: tensor.bits for key, tensor in weights.items()}
+    value, options = chain.rng.choice([(np.nan, []), (np.inf, []), (1e6, ["--dtype", "fp16"])])
+    arrays[name] = np.array(arrays[name], order="C")
+    arrays[name].reshape(-1)[chain.rng.randrange(arrays[name].size)] = value
+    stored = store(chain.rng, chain.folder, chain.stem("not-finite"), arrays)
+    line = [stored.path, adapter.stored.path, *stored.options(), *adapter.options(), *options]
+    chain.shell.run("pet-merge", *line, "-o", "out", code=MISFIT)
+    return True
+
+
 def _lost_rank(chain: Chain) -> bool:
     if chain.stored.kind != RANKS or chain.stored.strategy is None or chain.stored.strategy.ranks < 2:
         return False
@@ -142,6 +161,7 @@ WRONG = (
     _bad_crc,
     _unknown_alpha,
     _misfit,
+    _not_finite,
     _lost_rank,
     _other_strategy,
 )
