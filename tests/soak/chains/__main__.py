@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seed = int(time.time()) if options.seed is None else options.seed
     work = options.work or Path(tempfile.mkdtemp(prefix="chains-"))
+    work.mkdir(parents=True, exist_ok=True)
     figures, failures = Figures(), 0
     begin = time.monotonic()
     print(f"chains from seed {seed} on, in {work}", flush=True)
@@ -32,13 +33,15 @@ def main(arguments: list[str] | None = None) -> int:
             break
         try:
             run_chain(seed + number, work, figures)
+        except KeyboardInterrupt:
+            break
         except ChainError as failure:
             failures += 1
             print(f"\n{failure}\nagain: make soak-chains CHAINS=1 SEED={seed + number}\n", flush=True)
             if not options.keep_going:
                 break
     print(f"{summary(figures, time.monotonic() - begin)}\n{failures} failed", flush=True)
-    if not failures:
+    if not list(work.iterdir()):
         work.rmdir()
     return min(failures, 1)
 

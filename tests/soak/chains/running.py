@@ -38,6 +38,8 @@ COMMANDS: dict[str, click.Command] = {
     "pet-verify": verify_command,
 }
 
+_INTERRUPTED = 130
+
 HERE, PROCESS, KILLED = "in process", "as processes", "killed and run again"
 
 
@@ -135,6 +137,8 @@ class Shell:
         with _working_in(self.folder), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             code = run_here(COMMANDS[program], *arguments)
         gc.enable()  # which a command switches off, as its process is short
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt  # it was meant for the soak
         return code, stdout.getvalue(), stderr.getvalue()
 
     def _process(self, program: str, arguments: tuple[str, ...]) -> tuple[int, str, str]:
