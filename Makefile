@@ -1,8 +1,8 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-classic test-core test-pages soak fuzz fuzz-corpus conformance check lint format docs audit \
-	bench bench-transform bench-combine bench-inject bench-split bench-unmerge bench-verify clean
+.PHONY: help demo test test-classic test-core test-pages soak soak-chains fuzz fuzz-corpus conformance check lint format \
+	docs audit bench bench-transform bench-combine bench-inject bench-split bench-unmerge bench-verify clean
 
 help:
 	@echo "make demo         add an adapter to a real model, train it, cut it out and merge it (2 minutes, 5 GB of disk)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-pages   reports as pages in a real browser, Debian's chromium"
 	@echo "make soak         random layouts by the thousand, against an oracle and MindSpore (SOAK=20: how many times more)"
 	@echo "make fuzz         coverage-guided fuzzing of every reader (FUZZ=60: seconds for each)"
+	@echo "make soak-chains  random chains of commands against float64 arithmetic (SECONDS=60 SEED=... CHAINS=...)"
 	@echo "make conformance  against PyTorch, PEFT and transformers"
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
 	@echo "make docs         the documentation as a site, in build/docs"
@@ -141,6 +142,11 @@ fuzz: .venv-fuzz/.complete
 # Keep of what fuzzing tried the smallest inputs that cover as much.
 fuzz-corpus: .venv-fuzz/.complete
 	@.venv-fuzz/bin/python tests/fuzz/run.py --minimise $(TARGETS)
+
+# SECONDS=3600 make soak-chains: an hour. SEED=N CHAINS=1 make soak-chains: the one chain that failed.
+soak-chains: .venv-dev/.complete
+	@PYTHONPATH=.:tests/support:tests/soak .venv-dev/bin/python -m chains --seconds $(or $(SECONDS),60) \
+		$(if $(SEED),--seed $(SEED)) $(if $(CHAINS),--chains $(CHAINS))
 
 conformance: .venv-conformance/.complete
 	@.venv-conformance/bin/python -m pytest tests/conformance $(PYTEST_ARGS)

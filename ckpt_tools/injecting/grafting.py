@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ckpt_tools.formats import Checkpoint
+from ckpt_tools.merging.adapters import ScaleOption, find_configuration
 from ckpt_tools.reports import DroppedTensor
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import Cast
-from surgery.config_files import find_adapter_config, read_adapter_config
 from surgery.errors import MismatchError, PetSurgeryError, Problem
 from surgery.methods import LoraPetConfig, Method, NewParameter, PetConfig, method_for
 from surgery.naming import ParameterName, Role, classify
@@ -194,20 +194,19 @@ def _scale_problems(adapter: Checkpoint, config: PetConfig) -> list[Problem]:
     """What the adapter's own configuration says of its scale, where there is one, and the network would not."""
     if not isinstance(config, LoraPetConfig):
         return []
-    found, _ = find_adapter_config(adapter.path)
-    if found is None:
-        return []
     try:
-        own = read_adapter_config(found)
+        own, _ = find_configuration(adapter, ScaleOption())
     except PetSurgeryError as error:
         return [
             replace(problem, remedy=problem.remedy or "Move it away if it is no adapter's")
             for problem in error.problems
         ]
+    if own is None:
+        return []
     rank = own.rank or config.lora_rank
     scale = None if own.alpha is None else lora_scaling(own.alpha, rank, use_rslora=own.use_rslora)
     if scale is None or scale == config.scaling:
         return []
     wanted = f"{config.scaling:g}, as the network would have it (lora_alpha {config.lora_alpha:g})"
     remedy = f"Set lora_alpha to {scale * config.lora_rank:g}, or move the file away if it is of another adapter"
-    return [Problem(str(found), f"a scale of {scale:g}", wanted, remedy)]
+    return [Problem(own.source, f"a scale of {scale:g}", wanted, remedy)]

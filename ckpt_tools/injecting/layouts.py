@@ -39,10 +39,12 @@ def with_added(strategy: Strategy, added: tuple[AddedTo, ...], weights: Mapping[
         weights: The base's weights, by name.
     """
     stages = []
+    listed = {name for layouts in strategy.stages for name in layouts}
     for stage, layouts in enumerate(strategy.stages):
         extended = dict(layouts)
         for one in added:
-            if one.parameter.name in layouts or (one.layer is None and stage > 0):
+            # Where the strategy has it in another stage than its layer, it is there alone.
+            if one.parameter.name in listed or (one.layer is None and stage > 0):
                 continue
             layout = _layout_of(one, layouts, weights)
             if layout is not None:

@@ -137,7 +137,9 @@ def draft_patch(
         records.append(TensorRecord(name, renamed.get(name, name), *record))
     left = [NotRestored(name, role.value) for name, role in keys.states.items()]
     left += [NotRestored(name, "adapter") for name in keys.adapter]
-    config = base.path / "config.json"
+    # A base that is a single file, slices or an iteration has none, although its merged model may be untied.
+    config = Path("config.json")
+    has_other_config = config_changes and config in base.companions
     facts = PatchFacts(
         tensors=tuple(records),
         adapters=tuple(
@@ -148,7 +150,7 @@ def draft_patch(
         base_file=_text(base.path.name),
         base_fingerprint=base_fingerprint,
         base_metadata=base.metadata,
-        base_config=config.read_text(encoding="utf-8") if config_changes else None,
+        base_config=(base.path / config).read_text(encoding="utf-8") if has_other_config else None,
         not_restored=tuple(left),
     )
     return PatchDraft(path, facts, tuple(changes))

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ckpt_tools.formats import Checkpoint
+from ckpt_tools.merging.adapters import ScaleOption, find_configuration
 from ckpt_tools.splitting.adapter_output import AdapterLayout
 from ckpt_tools.tensors.lazy import LazyTensor
 from surgery.adapter_facts import AdaptedLayer, AdapterFacts
 from surgery.config import LoraConfig
-from surgery.config_files import find_adapter_config, read_adapter_config
 from surgery.errors import MismatchError, Problem
 from surgery.grouping import LoraPair, group_lora
 from surgery.naming import ParameterName, Role, classify
@@ -41,11 +42,11 @@ class Scales:
         return None if self.config is None else self.config.alpha_of(layer)
 
 
-def find_scales(source: Path, alpha: float | None, config: Path | None) -> Scales:
+def find_scales(source: Checkpoint, alpha: float | None, config: Path | None) -> Scales:
     """Find the configuration of an adapter.
 
     Args:
-        source: The checkpoint, beside which, and up to three folders above, one is looked for.
+        source: The checkpoint, in whose metadata, beside which, and up to three folders above, one is looked for.
         alpha: What the user gave.
         config: The file that the user gave.
 
@@ -54,12 +55,10 @@ def find_scales(source: Path, alpha: float | None, config: Path | None) -> Scale
         CorruptInputError: A configuration breaks its format.
         MismatchError: A configuration is of another method, or not known.
     """
-    if config is not None:
-        return Scales(alpha, read_adapter_config(config))
-    found, looked_at = find_adapter_config(source)
-    if found is None or alpha is not None:
-        return Scales(alpha, None, looked_at)
-    return Scales(None, read_adapter_config(found), looked_at)
+    if alpha is not None and config is None:
+        return Scales(alpha, None)
+    found, looked_at = find_configuration(source, ScaleOption(config=config))
+    return Scales(alpha, found, looked_at)
 
 
 def pairs_of(delta: Sequence[ParameterName], tensors: Mapping[str, LazyTensor]) -> tuple[LoraPair, ...]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tools.distributed import Opened, compare_unlisted, open_whole, sample_replicas
+from ckpt_tools.formats import Checkpoint
 from ckpt_tools.layout import read_strategy
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import SplitReport
@@ -165,7 +166,7 @@ def split(
         source, choice, src_strategy, step, replicated, progress, with_rest=remainder is not None or base is not None
     )
     if base is None:
-        scales = _scales(source, opened.base.tensors, alpha, config)
+        scales = _scales(opened.base, alpha, config)
         if scales.config is not None:
             choice = replace(choice, saved_modules=scales.config.modules_to_save)
         selected = select(opened.base.tensors, choice, str(source))
@@ -248,10 +249,10 @@ def _open(
     return opened.warned(sample_replicas(opened.whole))
 
 
-def _scales(source: Path, names: Iterable[str], alpha: float | None, config: PathLike | None) -> Scales:
+def _scales(source: Checkpoint, alpha: float | None, config: PathLike | None) -> Scales:
     if alpha is not None and config is not None:
         raise UsageError(Problem("--alpha and --config", "both", "one of the two"))
-    if not any(classify(name).role in (Role.LORA_A, Role.EMBEDDING_A, Role.EXPERT_A) for name in names):
+    if not any(classify(name).role in (Role.LORA_A, Role.EMBEDDING_A, Role.EXPERT_A) for name in source.tensors):
         return Scales(None, None)
     return find_scales(source, alpha, None if config is None else Path(config))
 

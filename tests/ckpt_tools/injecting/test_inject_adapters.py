@@ -10,7 +10,7 @@ import pytest
 from inject_cases import ADAPTER, BITFIT, LORA, LOW_RANK, PTUNING2, WEIGHTS, injected, refusal, with_biases
 from merge_cases import Arrays, contents, factors, hugging_face, mindpet, peft, random, read, write, write_peft
 
-from ckpt_tools import merge
+from ckpt_tools import merge, split
 
 PAIRS = factors()
 
@@ -125,6 +125,14 @@ def test_another_scale_than_the_adapter_was_trained_with_is_refused(tmp_path: Pa
     message = refusal(tmp_path, 5, adapter=tmp_path / "peft")
     assert "a scale of 8" in message
     assert "Set lora_alpha to 32" in message
+
+
+def test_the_scale_in_a_safetensors_file_counts_as_one_beside_it(tmp_path: Path) -> None:
+    write(tmp_path / "lora.ckpt", mindpet(PAIRS))
+    split(tmp_path / "lora.ckpt", alpha=32, output=tmp_path / "lora.safetensors")
+    message = refusal(tmp_path, 5, adapter=tmp_path / "lora.safetensors")
+    assert "metadata pet_surgery.adapter_config: " in message
+    assert "a scale of 8" in message
 
 
 def test_rounding_to_the_networks_type_is_warned_of(tmp_path: Path) -> None:

@@ -98,6 +98,17 @@ def test_layouts_of_new_parameters_that_the_strategy_has_are_kept(tmp_path: Path
     assert read_strategy(tmp_path / "ranks" / "strategy.ckpt").stages[0][name] == chosen
 
 
+def test_a_new_parameter_is_in_no_other_stage_than_the_strategy_has_it_in(tmp_path: Path) -> None:
+    name = "model.layers.0.attention.wq.mindpet_delta_lora_b"
+    weights = target(WEIGHTS).stages[0]
+    second = {"model.norm_out.weight": weights["model.norm_out.weight"], name: Layout(MATRIX, ((0,), ()))}
+    first = {key: layout for key, layout in weights.items() if key not in second}
+    write_strategy(tmp_path / "dst", strategy_of(first, second))
+    injected(tmp_path, output=tmp_path / "ranks", dst_strategy=tmp_path / "dst")
+    holding = [rank for rank in range(16) if name in read_rank(tmp_path / "ranks", rank)]
+    assert holding == list(range(8, 16))
+
+
 def test_optimizer_shards_of_a_layer_are_not_handed_on(tmp_path: Path) -> None:
     layouts = dict(target(WEIGHTS).stages[0])
     weight = "model.layers.0.attention.wq.weight"

@@ -58,6 +58,13 @@ def test_a_single_safetensors_file_carries_its_configuration(tmp_path: Path) -> 
     assert "metadata pet_surgery.adapter_config" in report.adapters[0].config
 
 
+@pytest.mark.parametrize("form", ["peft", "ckpt"])
+def test_the_configuration_in_a_single_safetensors_file_goes_along_into_another_form(tmp_path: Path, form: str) -> None:
+    split(combined(tmp_path, LORA["mindpet"]), alpha=8, output=tmp_path / "lora.safetensors")
+    split(tmp_path / "lora.safetensors", format=form, output=tmp_path / "out")
+    assert config_of(tmp_path / "out")["lora_alpha"] == 8
+
+
 def test_a_single_ckpt_has_its_configuration_beside_it(tmp_path: Path) -> None:
     save(tmp_path / "base.ckpt", BASE)
     source = combined(tmp_path, LORA["mindpet"])

@@ -187,6 +187,18 @@ def test_a_tied_base_comes_back_with_its_own_configuration(tmp_path: Path) -> No
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_a_tied_base_without_a_configuration_comes_back(tmp_path: Path) -> None:
+    base = {name: array for name, array in llama().items() if name != "lm_head.weight"}
+    write(tmp_path / "base.ckpt", base)
+    adapter = tmp_path / "lora.ckpt"
+    a, b = random(1, RANK, HIDDEN), random(2, VOCABULARY, RANK)
+    save(adapter, {"lm_head.mindpet_delta_lora_a": a, "lm_head.mindpet_delta_lora_b": b})
+    merge(tmp_path / "base.ckpt", adapter, scaling=1, output=tmp_path / "m.ckpt", unmerge_patch=tmp_path / "patch")
+    assert "lm_head.weight" in read(tmp_path / "m.ckpt")
+    unmerge(tmp_path / "m.ckpt", adapter, patch=tmp_path / "patch", output=tmp_path / "back.ckpt")
+    assert (tmp_path / "back.ckpt").read_bytes() == (tmp_path / "base.ckpt").read_bytes()
+
+
 def test_names_that_the_merge_changed_come_back(tmp_path: Path) -> None:
     round_trip(tmp_path, llama(), lora(tmp_path / "lora.ckpt"), names="hf")
 

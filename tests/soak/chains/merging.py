@@ -1,0 +1,123 @@
+"""pet-merge, and what goes with it: the proof of pet-verify, and the way back by an un-merge patch."""
+
+from __future__ import annotations
+
+from chains.adapters import Adapter, random_adapter, store_adapter
+from chains.networks import EMBEDDINGS, HEAD
+from chains.oracle import Expected, Model, cast, folded, same
+from chains.splitting import extract
+from chains.state import (
+    Chain,
+    check_config,
+    choose_dtype,
+    choose_names,
+    choose_target,
+    prove_manifest,
+    style_after,
+    write,
+)
+from chains.storing import Stored
+
+
+def draw_adapters(chain: Chain) -> list[Adapter]:
+    """The adapter that waits, or one to three random ones."""
+    if chain.adapter is not None:
+        return [chain.adapter]
+    shapes = {name: tensor.bits.shape for name, tensor in chain.weights.items()}
+    count = chain.rng.choices([1, 2, 3], [70, 20, 10])[0]
+    first = random_adapter(chain.rng, chain.network, shapes, chain.style, is_alone=count == 1)
+    # Several say their scale in the same way, as an option is given once for each.
+    others = [
+        random_adapter(chain.rng, chain.network, shapes, chain.style, form=first.form, is_alone=False)
+        for _ in range(count - 1)
+    ]
+    return [
+        store_adapter(chain.rng, chain.folder, chain.stem("adapter"), one, in_ranks=count == 1)
+        for one in (first, *others)
+    ]
+
+
+def merge(chain: Chain) -> bool:
+    """Base and adapters become one checkpoint; the chain goes on with that."""
+    adapters = draw_adapters(chain)
+    weights = chain.weights
+    dtype = choose_dtype(chain)
+    names, renamed = choose_names(chain)
+    expected = {name: _merged(name, weights, adapters, dtype) for name in weights}
+    expected |= _untied(chain, weights, adapters, dtype)
+    renamed = {**renamed, HEAD: HEAD}
+    expected = {renamed[name]: one for name, one in expected.items()}
+    place, target = choose_target(chain, "merged", expected)
+    inputs = merge_inputs(chain, adapters)
+    options = ["--dtype", dtype] if dtype else []
+    options += ["--names", names] if names else []
+    options += ["--verify"] if chain.chance(0.2) else []
+    patch = f"{place.path.split('.')[0]}-patch" if not chain.is_combined and chain.chance(0.25) else ""
+    others = ("--unmerge-patch", patch) if patch else ()
+    write(chain, "pet-merge", [*inputs, *target, *options, *others], place, *([patch] if patch else []))
+    model = chain.check(place, expected)
+    check_config(chain, place)
+    if chain.chance(0.4):
+        proof = [*inputs[: 1 + _separate(adapters)], place.path, *inputs[1 + _separate(adapters) :]]
+        proof += place.options("--merged-strategy")
+        proof += ["--dtype", dtype] if dtype else []
+        proof += ["--names", names] if names else []
+        chain.shell.run("pet-verify", *proof, *chain.rng.choice([["--strict"], []]))
+    if chain.chance(0.2):
+        prove_manifest(chain, place)
+    if patch:
+        _undo(chain, adapters, place, patch, weights)
+    base, is_alone = chain.stored, not chain.is_combined
+    chain.model, chain.stored, chain.style = model, place, style_after(chain, names)
+    chain.adapter, chain.is_moved = None, False
+    is_alike = is_alone and dtype is names is None and model.keys() == weights.keys()
+    if is_alike and chain.chance(0.3):
+        extract(chain, weights, base)
+    return True
+
+
+def merge_inputs(chain: Chain, adapters: list[Adapter]) -> list[str]:
+    """BASE and ADAPTERs, then the options that say how they are cut and what the scale is."""
+    separate = [one.stored for one in adapters if one.stored is not None]
+    options = chain.stored.options()
+    for stored in separate:
+        options += stored.options("--adapter-strategy")
+    for adapter in adapters:
+        options += adapter.options()
+    options += ["--allow-other-base"] if chain.is_moved else []
+    return [chain.stored.path, *(stored.path for stored in separate), *options]
+
+
+def _separate(adapters: list[Adapter]) -> int:
+    return sum(one.stored is not None for one in adapters)
+
+
+def _merged(name: str, weights: Model, adapters: list[Adapter], dtype: str | None) -> Expected:
+    terms = [term for adapter in adapters for term in adapter.terms(name)]
+    magnitudes = next((found for adapter in adapters if (found := adapter.magnitudes(name)) is not None), None)
+    return folded(weights[name], terms, dtype, magnitudes) if terms else cast(weights[name], dtype)
+
+
+def _untied(chain: Chain, weights: Model, adapters: list[Adapter], dtype: str | None) -> dict[str, Expected]:
+    """The output head that an adapter changes, where the base has it only as its embedding."""
+    terms = [term for adapter in adapters for term in adapter.terms(HEAD)]
+    if not terms or HEAD in weights:
+        return {}
+    return {HEAD: folded(weights[EMBEDDINGS[chain.style]], terms, dtype)}
+
+
+def _undo(chain: Chain, adapters: list[Adapter], merged: Stored, patch: str, weights: Model) -> None:
+    """The base's bits come back."""
+    expected = {name: same(tensor) for name, tensor in weights.items()}
+    place, target = choose_target(chain, "restored", expected)
+    separate = [one.stored for one in adapters if one.stored is not None]
+    chain.rng.shuffle(separate)
+    options = [*merged.options(), *(part for one in separate for part in one.options("--adapter-strategy"))]
+    write(
+        chain,
+        "pet-merge",
+        ["--unmerge", patch, merged.path, *(one.path for one in separate), *options, *target],
+        place,
+        whole=True,
+    )
+    chain.check(place, expected)
