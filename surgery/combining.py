@@ -66,7 +66,7 @@ def split_factor(factor: float) -> tuple[float, float]:
         factor: The adapter's weight times its scaling.
 
     Returns:
-        sign(f) sqrt(|f|), of A; sqrt(|f|), of B.
+        `sign(f) * sqrt(abs(f))`, of A, and `sqrt(abs(f))`, of B.
     """
     root = math.sqrt(abs(factor))
     return math.copysign(root, factor), root

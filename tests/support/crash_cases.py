@@ -137,6 +137,15 @@ def _cases() -> list[Case]:
         "to a folder with a patch", *_FOLDER, *_OUT, "--unmerge-patch", "undo.safetensors",
         outputs=("out", "undo.safetensors"),
     )  # fmt: skip
+    twice = ("../in/lora.ckpt", "../in/lora.ckpt", "--method", "svd")
+    by_method = _merging("by a method", "../in/base.ckpt", *twice, *_TO_CKPT, outputs=_CKPT)
+    combination = Case("combine to a folder", merge_command, ("--adapters-only", *twice, *_A8, *_OUT), ("out",))
+    combination_ckpt = replace(
+        combination,
+        name="combine to a .ckpt",
+        arguments=("--adapters-only", *twice, *_A8, *_TO_CKPT),
+        outputs=(*_CKPT, "out.adapter_config.json"),
+    )
     undone = ("../in/made/merged.ckpt", "../in/lora.ckpt", "--unmerge", "../in/made/undo.safetensors")
     undo = Case("undo to a .ckpt", merge_command, (*undone, *_TO_CKPT), ("out.ckpt",))
     undo_folder = Case("undo to a folder", merge_command, (*undone, "--format", "iteration", *_OUT), ("out",))
@@ -183,6 +192,7 @@ def _cases() -> list[Case]:
             outputs=("out.safetensors",),
             before=(safetensors.arguments,),
         ),
+        combination.replacing(*_HALF),
         adapter.replacing(*_HALF),
         peft.replacing(*_HALF),
         remainder.replacing(*_HALF),
@@ -196,6 +206,7 @@ def _cases() -> list[Case]:
         to_iteration.replacing(*_HALF),
     ]
     fresh = [ckpt, safetensors, folder, ranks, iteration, patch, folder_patch, undo, undo_folder]
+    fresh += [by_method, combination, combination_ckpt]
     fresh += [adapter, peft, remainder, remainder_folders, extraction]
     fresh += [inject_ckpt, inject_folder, inject_ranks, inject_iteration]
     fresh += [to_ckpt, to_folder, to_ranks, to_iteration, to_cut_iteration, last_ranks]
