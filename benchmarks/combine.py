@@ -6,14 +6,13 @@ Every row runs two whole processes in turn, after one uncounted run of each, wit
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from measure import HEADER, Contender, compare, row, warm
-from models import ATTENTION, SIZES, write_base, write_peft_adapter
+from models import ATTENTION, SIZES, write_hf_base, write_peft_adapter
 
 HERE = Path(__file__).parent
 COUNT, RANK = 3, 16
@@ -33,21 +32,7 @@ class Bench:
         """A base as a Hugging Face folder, which PEFT has to load."""
         folder = self.work / f"{self.size}-hf-bf16"
         if not folder.exists():
-            folder.mkdir()
-            write_base(folder / "model.safetensors", self.size, "bf16")
-            shape = SIZES[self.size]
-            config = {
-                "architectures": ["LlamaForCausalLM"],
-                "model_type": "llama",
-                "hidden_size": shape.hidden,
-                "intermediate_size": shape.intermediate,
-                "num_hidden_layers": shape.layers,
-                "num_attention_heads": shape.hidden // 64,
-                "vocab_size": shape.vocabulary,
-                "tie_word_embeddings": False,
-                "torch_dtype": "bfloat16",
-            }
-            (folder / "config.json").write_text(json.dumps(config))
+            write_hf_base(folder, self.size)
         return folder
 
     def adapters(self, targets: tuple[str, ...]) -> list[str]:

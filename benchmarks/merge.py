@@ -6,14 +6,22 @@ Every row runs two whole processes in turn, after one uncounted run of each, wit
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from measure import HEADER, Contender, compare, row, warm
-from models import ALL_LINEAR, ATTENTION, SIZES, write_adapter, write_base, write_combined, write_peft_adapter
+from models import (
+    ALL_LINEAR,
+    ATTENTION,
+    SIZES,
+    write_adapter,
+    write_base,
+    write_combined,
+    write_hf_base,
+    write_peft_adapter,
+)
 
 HERE = Path(__file__).parent
 
@@ -89,31 +97,13 @@ class Bench:
     def against_peft(self) -> str:
         """pet-merge against PEFT as a process of its own."""
         assert self.peft is not None
-        base = self.file("hf-bf16", self._make_hf_folder)
+        base = self.file("hf-bf16", lambda path: write_hf_base(path, self.size))
         adapter = self.file("peft-4-8", lambda path: write_peft_adapter(path, self.size, 8, ATTENTION))
         ours = self.ours("pet-merge, Hugging Face and PEFT folders", base, adapter, self.work / "merged-hf", 8)
         output = self.work / "peft-out"
         words = [str(HERE / "peft_merge.py"), str(base), str(adapter), str(output)]
         theirs = Contender("PEFT merge_and_unload", [self.peft, *words], output)
         return row(ours, theirs, compare(ours, theirs, min(self.runs, 5), warm(base, adapter)), "<= 0.50")
-
-    def _make_hf_folder(self, path: Path) -> None:
-        path.mkdir()
-        write_base(path / "model.safetensors", self.size, "bf16")
-        shape = SIZES[self.size]
-        config = {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": shape.hidden,
-            "intermediate_size": shape.intermediate,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.hidden // 128,
-            "num_key_value_heads": shape.hidden // 128,
-            "vocab_size": shape.vocabulary,
-            "tie_word_embeddings": False,
-            "torch_dtype": "bfloat16",
-        }
-        (path / "config.json").write_text(json.dumps(config, indent=2))
 
 
 def main() -> None:

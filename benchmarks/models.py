@@ -80,6 +80,26 @@ def write_base(path: Path, size: str, dtype: str) -> None:
     save_checkpoint(path, _weights(size, dtype), metadata=metadata)
 
 
+def write_hf_base(folder: Path, size: str) -> None:
+    """A base in bf16 as a Hugging Face folder, which transformers loads."""
+    folder.mkdir()
+    write_base(folder / "model.safetensors", size, "bf16")
+    shape = SIZES[size]
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.hidden // 128,
+        "num_key_value_heads": shape.hidden // 128,
+        "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
 def write_strategy(path: Path, size: str, ranks: int, axes: str = "as trained", stages: int = 1) -> None:
     """A strategy for such a base: a JSON file, or of several stages a folder with one for each.
 
