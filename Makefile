@@ -1,8 +1,8 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-classic test-core test-pages soak conformance check lint format bench bench-transform \
-	bench-inject bench-split bench-unmerge bench-verify clean
+.PHONY: help demo test test-classic test-core test-pages soak reliability conformance check lint format bench \
+	bench-transform bench-inject bench-split bench-unmerge bench-verify clean
 
 help:
 	@echo "make demo         add an adapter to a real model, train it, cut it out and merge it (2 minutes, 5 GB of disk)"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-core    the tests that need neither MindSpore nor Ray"
 	@echo "make test-pages   reports as pages in a real browser, Debian's chromium"
 	@echo "make soak         random layouts by the thousand, against an oracle and MindSpore (SOAK=20: how many times more)"
+	@echo "make reliability  runs killed and failed at every call (RELIABILITY=9: at every ninth)"
 	@echo "make conformance  against PyTorch, PEFT and transformers"
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
 	@echo "make bench        pet-merge's benchmarks, against MindFormers and PEFT (BENCH_ARGS='--size ... --rows ...')"
@@ -114,6 +115,10 @@ test-pages: .venv-pages/.complete
 # SOAK=100 make soak: as long as there is time.
 soak: .venv/.complete
 	@SOAK=$${SOAK:-20} .venv/bin/python -m pytest -q $(PARALLEL) $(SOAKED) $(PYTEST_ARGS)
+
+# Every call of every command is tried, one after the other in two processes: some twenty minutes.
+reliability: .venv-dev/.complete
+	@RELIABILITY=$${RELIABILITY:-all} .venv-dev/bin/python -m pytest -q --numprocesses 2 tests/reliability $(PYTEST_ARGS)
 
 conformance: .venv-conformance/.complete
 	@.venv-conformance/bin/python -m pytest tests/conformance $(PYTEST_ARGS)
