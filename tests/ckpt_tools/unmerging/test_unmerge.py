@@ -448,3 +448,19 @@ def test_slices_of_ranks_are_undone_from_and_to_slices(tmp_path: Path) -> None:
     assert len(cut.files) == 2
     unmerge(tmp_path / "m", adapter, patch=patch, src_strategy=strategy, output=tmp_path / "back.ckpt")
     assert_same_bits(read(tmp_path / "back.ckpt"), base)
+
+
+def test_a_patch_whose_merge_was_killed_before_its_output_appeared_is_made_again(made: Path) -> None:
+    merged, patch = (made / "merged.ckpt").read_bytes(), (made / "patch").read_bytes()
+    (made / "merged.ckpt").unlink()
+    given = (made / "base.ckpt", made / "lora.ckpt")
+    merge(*given, scaling=2, output=made / "merged.ckpt", unmerge_patch=made / "patch")
+    assert (made / "merged.ckpt").read_bytes() == merged
+    assert (made / "patch").read_bytes() == patch
+
+
+def test_the_patch_of_another_merge_is_not_replaced_though_its_output_is_gone(made: Path) -> None:
+    (made / "merged.ckpt").unlink()
+    given = (made / "base.ckpt", made / "lora.ckpt")
+    with pytest.raises(OutputExistsError, match="it exists already"):
+        merge(*given, scaling=3, output=made / "merged.ckpt", unmerge_patch=made / "patch")
