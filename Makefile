@@ -1,8 +1,8 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-classic test-core test-pages soak soak-chains fuzz fuzz-corpus conformance check lint format \
-	docs audit bench bench-transform bench-combine bench-inject bench-split bench-unmerge bench-verify clean
+.PHONY: help demo test test-classic test-core test-pages soak soak-chains reliability fuzz fuzz-corpus conformance check \
+	lint format docs audit bench bench-transform bench-combine bench-inject bench-split bench-unmerge bench-verify clean
 
 help:
 	@echo "make demo         add an adapter to a real model, train it, cut it out and merge it (2 minutes, 5 GB of disk)"
@@ -13,6 +13,7 @@ help:
 	@echo "make soak         random layouts by the thousand, against an oracle and MindSpore (SOAK=20: how many times more)"
 	@echo "make fuzz         coverage-guided fuzzing of every reader (FUZZ=60: seconds for each)"
 	@echo "make soak-chains  random chains of commands against float64 arithmetic (SECONDS=60 SEED=... CHAINS=...)"
+	@echo "make reliability  runs killed and failed at every call (RELIABILITY=9: at every ninth)"
 	@echo "make conformance  against PyTorch, PEFT and transformers"
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
 	@echo "make docs         the documentation as a site, in build/docs"
@@ -147,6 +148,10 @@ fuzz-corpus: .venv-fuzz/.complete
 soak-chains: .venv-dev/.complete
 	@PYTHONPATH=.:tests/support:tests/soak .venv-dev/bin/python -m chains --seconds $(or $(SECONDS),60) \
 		$(if $(SEED),--seed $(SEED)) $(if $(CHAINS),--chains $(CHAINS))
+
+# Every call of every command is tried, one after the other in two processes: some twenty minutes.
+reliability: .venv-dev/.complete
+	@RELIABILITY=$${RELIABILITY:-all} .venv-dev/bin/python -m pytest -q --numprocesses 2 tests/reliability $(PYTEST_ARGS)
 
 conformance: .venv-conformance/.complete
 	@.venv-conformance/bin/python -m pytest tests/conformance $(PYTEST_ARGS)

@@ -184,6 +184,7 @@ def with_patch(
 
         def publish(outcome: Outcome) -> None:
             approve(outcome)
+            made.is_needed = lambda: outcome.is_published
             made.publish()
 
         yield publish, made.nbytes

@@ -116,10 +116,12 @@ class MadePatch:
     Attributes:
         workspace: The hidden folder.
         nbytes: Bytes of its file.
+        is_needed: Whether the merged model is in its place, so that the patch stays whatever happens.
     """
 
     workspace: Workspace
     nbytes: int
+    is_needed: Callable[[], bool] = lambda: False
     _is_published: bool = False
     _is_new: bool = True
     _replaced: Path | None = None
@@ -147,7 +149,7 @@ class MadePatch:
 
     def withdraw(self) -> None:
         """Take it back, since the merged model could not be published; what it replaced returns."""
-        if self._is_published:
+        if self._is_published and not self.is_needed():
             with suppress(OSError):
                 if self._replaced is not None:
                     self._replaced.replace(self.workspace.output)

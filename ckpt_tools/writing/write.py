@@ -43,6 +43,7 @@ class Outcome:
         resumed: Files that a killed run of the same plan had completed, and this one took over.
         checked: Paths of inputs that have a CRC-32 and were read whole: it is theirs.
         content: The folder in which the written files wait to be published.
+        is_published: Whether the output is in its place, whatever happened then.
     """
 
     measured: Measured = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Outcome:
     resumed: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
     content: Path | None = None
+    is_published: bool = False
 
     @property
     def statistics(self) -> dict[str, Statistics]:
@@ -136,15 +138,16 @@ def execute(
         if identified.beside is not None:
             manifest = replace(identified.beside.manifest, digests=digests)
             files[plan.output.parent / identified.beside.name] = manifest.to_bytes()
-        _publish(workspace, files)
+        _publish(workspace, files, outcome)
         held.consequence = "the output is complete"
     return outcome
 
 
-def _publish(workspace: Workspace, files: Mapping[Path, bytes]) -> None:
+def _publish(workspace: Workspace, files: Mapping[Path, bytes], outcome: Outcome) -> None:
     try:
         with placed_beside(files, workspace):
             workspace.put_in_place()
+        outcome.is_published = True
     except OSError as error:
         raise writing_failed(workspace.output, error) from error
     try:

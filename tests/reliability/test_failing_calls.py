@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from crash_cases import Case
 from crashing import Bench, takes_room
-from thoroughness import chosen_cases, chosen_points
+from thoroughness import chosen_cases, chosen_points, is_thorough
 from tracing import Call, Shorten
 
 Tell = Callable[[str, object], None]
@@ -64,7 +64,7 @@ def test_a_disk_that_is_full_from_any_call_on_leaves_the_old_state(
 def test_a_sync_that_fails_is_never_taken_for_success(disk: Path, case: Case, record_property: Tell) -> None:
     bench = Bench(disk, case)
     points = [call.number for call in bench.calls if call.name in _SYNCS]
-    for number in points[:: max(len(points) // 4, 1)] if len(chosen_points(99)) < 99 else points:
+    for number in points if is_thorough() else points[:: max(len(points) // 4, 1)]:
         if bench.fail(number, errno.EIO).code != 7:
             bench.wrong.append(f"call {number}: no exit 7")
         record_property("failures", 1)

@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from crash_cases import Case, write_inputs
@@ -36,9 +37,9 @@ class Bench:
     def __init__(self, folder: Path, case: Case, *, with_reading: bool = False) -> None:
         self.case = case
         self._disk, self._log, self._with_reading = folder / "disk", folder / "log", with_reading
-        self._inputs = folder / "in"
-        write_inputs(self._inputs)
-        self._given = take_tree(self._inputs)
+        self._inputs, self._second_log = folder / "in", folder / "second log"
+        self._given = _inputs()
+        put_tree(self._inputs, self._given)
         put_tree(self._disk, {_TEMPORARY: None})
         *self._before_runs, self._call = [self._here(call) for call in case.calls()]
         for call in self._before_runs:
@@ -80,11 +81,8 @@ class Bench:
                 if not all(self._is_new(tree, output) for output in self.case.outputs):
                     self.wrong.append(f"{label} {where}: the output is not there")
         for label, tree in states.items():
-            key = frozenset((_RANDOM.sub("*", name), data) for name, data in _plain(tree).items())
-            if key in self._seen:
+            if _key(tree) in self._seen:
                 continue
-            self._seen.add(key)
-            self.states += 1
             if label != "killed":
                 put_tree(self._disk, tree)
             self._check_next(f"{label} {where}", tree)
@@ -112,6 +110,64 @@ class Bench:
         if ended.code or take_tree(self._disk) != self._new:
             self.wrong.append(f"{where}: exit {ended.code}, {ended.err.strip()[-300:]}")
         return ended
+
+    def meet(self, number: int) -> None:
+        """Stop a run at a call, let another one of the same command run to its end, and let the first go on."""
+        put_tree(self._disk, self._old)
+        second: list[int] = []
+
+        def act(call: Call) -> Action:
+            if call.number == number:
+                second.append(self._run(self._call, self._second_log))
+            return None
+
+        ended = self._traced(act)
+        where = f"two runs, the first at {_told(ended.calls[number - 1])}: exits {ended.code} and {second[0]}"
+        told = f"{where}, {ended.err.strip()[-200:]}, {self._second_log.read_text().strip()[-200:]}"
+        codes = {ended.code, second[0]}
+        # Of two that replace, one after the other may; and the second may come when all is done.
+        if codes != {0, 8} and not (self.case.is_forced and codes == {0}):
+            self.wrong.append(told)
+        if take_tree(self._disk) != self._new:
+            self.wrong.append(f"{told}: leaves {self._differences(take_tree(self._disk))}")
+
+    def watch(self) -> int:
+        """Look at the outputs at every call of a run, as a reader would; how often that was."""
+        put_tree(self._disk, self._old)
+
+        def act(call: Call) -> Action:
+            tree = take_tree(self._disk)
+            for output in self.case.outputs:
+                is_between = self.case.without_exchange and not _part(tree, output)
+                if not (is_between or self._is_old(tree, output) or self._is_new(tree, output)):
+                    self.wrong.append(f"at {_told(call)}: {output} is neither the old nor the new one")
+            return None
+
+        return len(self._traced(act).calls)
+
+    def disturb(self, number: int) -> bool:
+        """Let an input be written to at a call of a run; whether the run was called off."""
+        put_tree(self._disk, self._old)
+        before = {name: data for name, data in self._given.items() if data is not None}
+        times = {name: (self._inputs / name).stat().st_mtime_ns for name in before}
+
+        def act(call: Call) -> Action:
+            if call.number == number:
+                for name, data in before.items():
+                    if name.endswith((".ckpt", ".safetensors")):
+                        (self._inputs / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+            return None
+
+        ended = self._traced(act)
+        for name, data in before.items():
+            (self._inputs / name).write_bytes(data)
+            os.utime(self._inputs / name, ns=(times[name], times[name]))
+        tree = take_tree(self._disk)
+        is_right = self._is_all(tree, self._is_new) if ended.code == 0 else self._is_one(tree)
+        if ended.code not in (0, 7) or not is_right or self._leftovers(tree):
+            where = "nothing" if len(ended.calls) < number else _told(ended.calls[number - 1])
+            self.wrong.append(f"inputs changed at {where}: exit {ended.code}, {ended.err.strip()[-300:]}")
+        return ended.code == 7 and "changed while it was being read" in ended.err
 
     def check_inputs(self) -> None:
         """Nothing that was tried may have touched the inputs."""
@@ -142,6 +198,10 @@ class Bench:
             is_between = self.case.without_exchange and not _part(tree, output)
             if not (is_between or self._is_old(tree, output) or self._is_new(tree, output)):
                 self.wrong.append(f"{where}: {output} is neither the old nor the new one")
+        if _key(tree) in self._seen:
+            return
+        self._seen.add(_key(tree))
+        self.states += 1
         is_done = all(self._is_new(tree, output) for output in self.case.outputs)
         code = self._run(self._call)
         allowed = (0, 8) if is_done and not self.case.is_forced else (0,)
@@ -168,6 +228,9 @@ class Bench:
             for group in groups
         )
 
+    def _is_all(self, tree: Tree, is_it: Callable[[Tree, str], bool]) -> bool:
+        return all(is_it(tree, output) for output in self.case.outputs)
+
     def _is_old(self, tree: Tree, output: str) -> bool:
         return _part(tree, output) == _part(self._old, output)
 
@@ -189,8 +252,8 @@ class Bench:
 
         return run
 
-    def _run(self, call: Callable[[], object]) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(in_process(call, self._log), 0)[1])
+    def _run(self, call: Callable[[], object], log: Path | None = None) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(in_process(call, log or self._log), 0)[1])
 
     def _traced(self, act: Callable[[Call], Action], after: Callable[[Call], None] = lambda call: None) -> Ended:
         return run_traced(
@@ -206,6 +269,14 @@ class Bench:
         return Fail(errno.EINVAL) if self.case.without_exchange and call.name == "renameat2" else None
 
 
+@cache
+def _inputs() -> Tree:
+    """The inputs of all cases, which are made once."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder) / "in")
+        return take_tree(Path(folder) / "in")
+
+
 def takes_room(call: Call) -> bool:
     """Whether a call needs room on the disk."""
     if call.name == "openat":
@@ -217,12 +288,13 @@ def _part(tree: Tree, output: str) -> Tree:
     return {name: data for name, data in tree.items() if name == output or name.startswith(f"{output}/")}
 
 
-def _plain(tree: Tree) -> Tree:
-    """A tree whose random contents, which tell runs apart, are left out."""
-    return {
-        name: None if data is None else _RANDOM.sub("*", data.decode("latin-1")).encode("latin-1")
-        for name, data in tree.items()
-    }
+def _key(tree: Tree) -> object:
+    """What tells a state from others: not what is random, nor the bytes of unfinished parts, which are never read."""
+    known = {name: b"" if data is None or "/parts/" in name else data for name, data in tree.items()}
+    return frozenset(
+        (_RANDOM.sub("*", name), _RANDOM.sub("*", data.decode("latin-1")), tree[name] is None)
+        for name, data in known.items()
+    )
 
 
 def _told(call: Call) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from crash_cases import CASES, Case
 
-__all__ = ["chosen_cases", "chosen_points"]
+__all__ = ["chosen_cases", "chosen_points", "is_thorough"]
 
 _SETTING = os.environ.get("RELIABILITY", "")
 _STRIDE = 1 if _SETTING == "all" else int(_SETTING or 23)
@@ -34,3 +34,8 @@ def chosen_cases() -> Sequence[Case]:
 def chosen_points(count: int) -> range:
     """The calls, from 1 to `count`, that are tried; the last among them."""
     return range((count - 1) % _STRIDE + 1, count + 1, _STRIDE)
+
+
+def is_thorough() -> bool:
+    """Whether all is tried, however long it takes."""
+    return _SETTING == "all"

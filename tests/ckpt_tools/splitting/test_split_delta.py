@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from merge_cases import add_crc, random, read, save
+from merge_cases import add_crc, contents, random, read, save
 from rank_folders import assert_same_arrays, read_arrays
 from split_cases import BASE, LORA, OTHERS, SCALARS, combined, names_in, refusal, states_of
 
 from ckpt_tools import merge, open_checkpoint, split
+from surgery.errors import OutputExistsError
 
 DELTAS = {**LORA, **OTHERS}
 
@@ -172,3 +173,24 @@ def test_outputs_lie_apart_from_each_other_and_from_the_source(tmp_path: Path) -
     assert "it is an adapter alone" in refusal(
         tmp_path, 5, tmp_path / "lora.ckpt", alpha=8, remainder=tmp_path / "x.ckpt"
     )
+
+
+def test_a_remainder_that_a_killed_run_did_not_come_to_is_made_by_the_next(tmp_path: Path) -> None:
+    source = combined(tmp_path, LORA["mindpet"])
+    split(source, alpha=8, output=tmp_path / "delta.ckpt", remainder=tmp_path / "rest.ckpt")
+    before = contents(tmp_path)
+    for name in ("rest.ckpt", "rest.pet-manifest.json"):
+        (tmp_path / name).unlink()
+    split(source, alpha=8, output=tmp_path / "delta.ckpt", remainder=tmp_path / "rest.ckpt")
+    assert contents(tmp_path) == before
+
+
+def test_another_adapter_in_the_place_of_the_delta_is_not_taken_for_that_of_a_killed_run(tmp_path: Path) -> None:
+    """Of the same names, types and shapes, and cut from the same base: it is the values that tell."""
+    source = combined(tmp_path, LORA["mindpet"])
+    other = tmp_path / "other.ckpt"
+    save(other, {**read(source), **{name: 2 * array for name, array in LORA["mindpet"].items()}})
+    split(other, alpha=8, output=tmp_path / "delta.ckpt")
+    with pytest.raises(OutputExistsError):
+        split(source, alpha=8, output=tmp_path / "delta.ckpt", remainder=tmp_path / "rest.ckpt")
+    assert not (tmp_path / "rest.ckpt").exists()

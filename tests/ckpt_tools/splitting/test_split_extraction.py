@@ -14,6 +14,8 @@ from transform_cases import ROWS, write_strategy
 
 from ckpt_tools import merge, split
 from ckpt_tools.layout.model import Layout
+from ckpt_tools.progress import Silent
+from surgery.errors import InputChangedError
 
 LAYERS = ("attention.wq", "attention.wo", "feed_forward.w2")
 
@@ -215,3 +217,17 @@ def test_networks_that_are_not_one_are_refused_with_all_that_is_wrong(tmp_path: 
 def test_a_base_that_is_the_fine_tune_itself_is_refused(tmp_path: Path) -> None:
     base, tuned = write(tmp_path, llama("fp32"), llama("fp32"))
     assert "Are the two the same files?" in refusal(tmp_path, 5, tuned, base=base, rank=2)
+
+
+def test_an_input_that_is_written_to_during_the_extraction_calls_it_off(tmp_path: Path) -> None:
+    """The extracted factors wait in a file of their own, so that nobody reads the inputs when the output is written."""
+    base = llama("fp32")
+    before, tuned = write(tmp_path, base, tuned_of(base, 2))
+
+    class Writer(Silent):
+        def advance(self, done_bytes: int) -> None:
+            tuned.write_bytes(tuned.read_bytes())
+
+    with pytest.raises(InputChangedError, match="changed while it was being read"):
+        split(tuned, base=before, rank=2, output=tmp_path / "out.ckpt", progress=Writer())
+    assert not (tmp_path / "out.ckpt").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from merge_cases import (
 
 from ckpt_tools import merge, unmerge
 from ckpt_tools.patching import read_patch
+from ckpt_tools.writing.atomic import Workspace
 from surgery.errors import (
     CorruptInputError,
     InputMissingError,
@@ -460,3 +462,37 @@ def test_slices_of_ranks_are_undone_from_and_to_slices(tmp_path: Path) -> None:
     assert len(cut.files) == 2
     unmerge(tmp_path / "m", adapter, patch=patch, src_strategy=strategy, output=tmp_path / "back.ckpt")
     assert_same_bits(read(tmp_path / "back.ckpt"), base)
+
+
+def test_a_patch_whose_merge_was_killed_before_its_output_appeared_is_made_again(made: Path) -> None:
+    merged, patch = (made / "merged.ckpt").read_bytes(), (made / "patch").read_bytes()
+    (made / "merged.ckpt").unlink()
+    given = (made / "base.ckpt", made / "lora.ckpt")
+    merge(*given, scaling=2, output=made / "merged.ckpt", unmerge_patch=made / "patch")
+    assert (made / "merged.ckpt").read_bytes() == merged
+    assert (made / "patch").read_bytes() == patch
+
+
+def test_the_patch_of_another_merge_is_not_replaced_though_its_output_is_gone(made: Path) -> None:
+    (made / "merged.ckpt").unlink()
+    given = (made / "base.ckpt", made / "lora.ckpt")
+    with pytest.raises(OutputExistsError, match="it exists already"):
+        merge(*given, scaling=3, output=made / "merged.ckpt", unmerge_patch=made / "patch")
+
+
+def test_an_interruption_when_all_is_published_keeps_the_patch_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(workspace: Workspace) -> None:
+        genuine(workspace)
+        if workspace.output.name == "merged.ckpt":
+            signal.raise_signal(signal.SIGINT)
+
+    genuine = Workspace.put_in_place
+    monkeypatch.setattr(Workspace, "put_in_place", interrupted)
+    lora(tmp_path / "lora.ckpt")
+    write(tmp_path / "base.ckpt", llama())
+    given = (tmp_path / "base.ckpt", tmp_path / "lora.ckpt")
+    with pytest.raises(KeyboardInterrupt, match="the output is complete"):
+        merge(*given, scaling=2, output=tmp_path / "merged.ckpt", unmerge_patch=tmp_path / "patch")
+    assert {"merged.ckpt", "patch"} <= set(names_of(tmp_path))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tools.writing import atomic
+from ckpt_tools.writing import atomic, claims
 from ckpt_tools.writing.atomic import Workspace, refuse_existing, sync_folder
 from ckpt_tools.writing.claims import claim_output
 from ckpt_tools.writing.plan import OutputBytes, OutputFile, Plan
@@ -328,3 +328,81 @@ def test_all_folders_of_an_output_are_synced_before_it_is_published_and_the_one_
         workspace.complete(part, "rank_0/x")
         workspace.publish()
     assert synced == [("content", False), ("rank_0", False), (tmp_path.name, True)]
+
+
+def killed_behind(folder: Path, publish: Callable[[Workspace], object], *, force: bool = True) -> None:
+    """A run that was killed when it had published, or half done so: its hidden folder is all there."""
+    hidden = folder / ".out.pet-surgery"
+    with claim_output(folder / "out", "d", is_folder=True, force=force) as workspace:
+        fill(workspace)
+        publish(workspace)
+        hidden.rename(folder / "kept")
+    (folder / "kept").rename(hidden)
+
+
+def test_a_kill_behind_the_exchange_does_not_make_the_older_output_a_part_of_the_next(tmp_path: Path) -> None:
+    make(tmp_path / "out", "folder")
+    killed_behind(tmp_path, Workspace.put_in_place)
+    assert (tmp_path / ".out.pet-surgery" / "content" / "inside").read_bytes() == b"old"
+    with claim_output(tmp_path / "out", "d", is_folder=True, force=True) as workspace:
+        assert not workspace.has_content()
+    assert tree(tmp_path) == {"out": None, "out/inside": b"new"}
+
+
+def test_a_kill_before_the_exchange_keeps_what_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "out", "folder")
+
+    def killed(old: Path, new: Path) -> bool:
+        raise KeyboardInterrupt
+
+    def publish(workspace: Workspace) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(atomic, "rename_exchange", killed)
+            with pytest.raises(KeyboardInterrupt):
+                workspace.put_in_place()
+
+    killed_behind(tmp_path, publish)
+    with claim_output(tmp_path / "out", "d", is_folder=True, force=True) as workspace:
+        assert (workspace.content / "inside").read_bytes() == b"new"
+
+
+def test_an_output_that_was_moved_aside_returns_when_the_run_was_killed_then(tmp_path: Path) -> None:
+    make(tmp_path / "out", "folder")
+    killed_behind(tmp_path, lambda workspace: (tmp_path / "out").rename(workspace.folder / "replaced"))
+    assert not (tmp_path / "out").exists()
+    with claim_output(tmp_path / "out", "of another plan", is_folder=True, force=True):
+        pass
+    assert tree(tmp_path) == {"out": None, "out/inside": b"old"}
+
+
+def test_what_a_killed_run_left_hidden_behind_its_output_goes_with_the_next_that_is_refused(tmp_path: Path) -> None:
+    killed_behind(tmp_path, Workspace.put_in_place, force=False)
+    with pytest.raises(OutputExistsError):
+        write(tmp_path / "out", is_folder=True)
+    assert tree(tmp_path) == {"out": None, "out/inside": b"new"}
+
+
+def test_what_waits_to_be_taken_over_stays_when_a_run_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "out", "folder")
+    killed_behind(tmp_path, lambda workspace: None)
+    before = tree(tmp_path)
+    with pytest.raises(OutputExistsError):
+        write(tmp_path / "out", is_folder=True)
+    assert tree(tmp_path) == before
+
+
+def test_what_another_run_holds_stays_when_a_run_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "out", "folder")
+    with claim_output(tmp_path / "out", "d", is_folder=True, force=True) as workspace:
+        with pytest.raises(OutputExistsError):
+            write(tmp_path / "out", is_folder=True)
+        assert workspace.folder.is_dir()
+
+
+def test_folders_that_are_made_above_an_output_are_synced_in_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(claims, "sync_folder", synced.append)
+    write(tmp_path / "a/b/out")
+    assert {tmp_path, tmp_path / "a"} <= set(synced)

@@ -1,0 +1,117 @@
+"""What the machine gives is enough: few open files for a thousand ranks, little memory for a large model, checked room.
+
+The kernel holds the limits (`ulimit`): what goes beyond one fails, and the test with it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import PET_MERGE, environment
+from merge_cases import NUMPY, mindpet, random, save
+from rank_folders import strategy_of, write_ranks
+from thoroughness import is_thorough
+from tracing import in_process
+from transform_cases import write_strategy
+
+from ckpt_tools.cli.common import run
+from ckpt_tools.cli.transform import transform_command
+from ckpt_tools.formats import open_checkpoint
+from ckpt_tools.formats.safetensors_layout import layout_safetensors
+from ckpt_tools.layout.model import Layout
+from ckpt_tools.tensors.dtypes import BY_NAME
+from ckpt_tools.tensors.views import Constant
+
+Tell = Callable[[str, object], None]
+
+RANKS, OPEN_FILES = 1024, 256
+MIB = 2**20
+
+
+def limited(call: Callable[[], object], log: Path, **limits: int) -> None:
+    """Run something in a process with limits of the kernel's; it must end well."""
+
+    def start() -> object:
+        for name, value in limits.items():
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+        return call()
+
+    code = os.waitstatus_to_exitcode(os.waitpid(in_process(start, log), 0)[1])
+    assert code == 0, log.read_text()
+
+
+@pytest.fixture
+def ranks(disk: Path) -> Path:
+    """A checkpoint whole and in 1,024 rank folders, and the strategy that cuts it."""
+    tensors = {"a.weight": random(0, RANKS, 4), "norm.weight": random(1, 4)}
+    strategy = strategy_of({"a.weight": Layout((RANKS,), ((0,), ())), "norm.weight": Layout((RANKS,), ((),))})
+    save(disk / "whole.ckpt", tensors)
+    write_ranks(disk / "ranks", tensors, strategy)
+    write_strategy(disk / "cut.ckpt", strategy)
+    return disk
+
+
+def test_a_thousand_ranks_are_read_and_written_with_256_open_files(ranks: Path) -> None:
+    cut = str(ranks / "cut.ckpt")
+    ways = {
+        "joined.ckpt": ("ranks", "--src-strategy", cut),
+        "cut": ("whole.ckpt", "--dst-strategy", cut),
+        "again": ("ranks", "--src-strategy", cut, "--dst-strategy", cut),
+    }
+    for output, (source, *options) in ways.items():
+        arguments = [str(ranks / source), *options, "-o", str(ranks / output), "-q", "--threads", "2"]
+        limited(lambda given=arguments: run(transform_command, given), ranks / "log", NOFILE=OPEN_FILES)
+    whole = open_checkpoint(ranks / "whole.ckpt").tensors
+    joined = open_checkpoint(ranks / "joined.ckpt").tensors
+    for name, tensor in whole.items():
+        assert np.array_equal(joined[name].read_all(), tensor.read_all())
+    for folder in ("cut", "again"):
+        for rank in range(RANKS):
+            found = open_checkpoint(ranks / folder / f"rank_{rank}" / f"checkpoint_{rank}.ckpt").tensors
+            assert np.array_equal(found["a.weight"].read_all(), whole["a.weight"].read_all()[rank : rank + 1])
+            assert np.array_equal(found["norm.weight"].read_all(), whole["norm.weight"].read_all())
+
+
+def large_base(path: Path, nbytes: int) -> list[str]:
+    """A base of zeros, whose file takes hardly any room; its layers."""
+    rows, columns = 2048, 4096
+    names = [f"model.layers.{number}.attention.wq" for number in range(nbytes // (2 * rows * columns))]
+    zeros = Constant(np.broadcast_to(np.zeros((), NUMPY["bf16"]), (rows, columns)), BY_NAME["bf16"])
+    layout = layout_safetensors([(f"{name}.weight", zeros) for name in names], {})
+    with path.open("wb") as file:
+        for offset, data in layout.literals:
+            file.seek(offset)
+            file.write(data)
+        file.truncate(layout.size)
+    adapter = {f"{name}.A": random(0, 8, columns, dtype="bf16") for name in names}
+    adapter |= {f"{name}.B": random(1, rows, 8, dtype="bf16") for name in names}
+    save(path.with_name("lora.safetensors"), mindpet(adapter))
+    return names
+
+
+def test_a_model_larger_than_the_memory_allowed_is_merged(tmp_path: Path, record_property: Tell) -> None:
+    # In a process of its own: this one's memory would count too.
+    nbytes, allowed = (4096 if is_thorough() else 384) * MIB, 160 * 10**6
+    names = large_base(tmp_path / "base.safetensors", nbytes)
+    arguments = [tmp_path / "base.safetensors", tmp_path / "lora.safetensors", "--alpha", "8", "-q"]
+    arguments += ["-o", tmp_path / "out.safetensors", "--threads", "2", "--max-memory", str(allowed)]
+
+    def limit() -> None:
+        # Stacks and buffers count here that are mapped and never touched.
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed + 64 * MIB,) * 2)
+
+    process = subprocess.Popen([*PET_MERGE, *map(str, arguments)], env=environment(), preexec_fn=limit)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    record_property("model, MiB", nbytes // MIB)
+    record_property("resident at most, MiB", usage.ru_maxrss // 1024)
+    assert usage.ru_maxrss * 1024 <= allowed
+    merged = open_checkpoint(tmp_path / "out.safetensors").tensors[f"{names[-1]}.weight"].read(((0, 4), (0, 4096)))
+    assert np.count_nonzero(merged.astype(np.float32)) > 1000
