@@ -127,7 +127,7 @@ fuzz: .venv-fuzz/.complete
 
 # Keep of what fuzzing tried the smallest inputs that cover as much.
 fuzz-corpus: .venv-fuzz/.complete
-	@.venv-fuzz/bin/python tests/fuzz/run.py --minimise $(TARGETS)
+	@.venv-fuzz/bin/python tests/fuzz/minimise.py $(TARGETS)
 
 conformance: .venv-conformance/.complete
 	@.venv-conformance/bin/python -m pytest tests/conformance $(PYTEST_ARGS)
