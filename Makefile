@@ -142,7 +142,7 @@ fuzz: .venv-fuzz/.complete
 
 # Keep of what fuzzing tried the smallest inputs that cover as much.
 fuzz-corpus: .venv-fuzz/.complete
-	@.venv-fuzz/bin/python tests/fuzz/run.py --minimise $(TARGETS)
+	@.venv-fuzz/bin/python tests/fuzz/minimise.py $(TARGETS)
 
 # SECONDS=3600 make soak-chains: an hour. SEED=N CHAINS=1 make soak-chains: the one chain that failed.
 soak-chains: .venv-dev/.complete

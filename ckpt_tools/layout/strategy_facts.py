@@ -154,6 +154,8 @@ def _faults_of(layout: Layout) -> tuple[tuple[str, str], ...]:
         faults.append((f"opt_weight_shard_step {layout.shard_step}", f"0 to {MAX_DEVICES:,}"))
     if not -1 <= layout.shard_size <= MAX_DEVICES:
         faults.append((f"opt_weight_shard_size {layout.shard_size}", f"-1 to {MAX_DEVICES:,}"))
+    if not -(2**31) <= layout.field < 2**31:
+        faults.append((f"field {layout.field}", "a number of 32 bits, as protobuf has it"))
     if any(length < 1 for length in layout.split_shape):
         faults.append(("param_split_shape with a length below 1", "lengths of at least 1"))
     return tuple(faults)

@@ -2,7 +2,7 @@
 
 Each target runs in a process of its own, for so long. What is found is written to `fuzz-work/finds/TARGET/`, each fault
 once, with its traceback beside it, and the exit code is 1. A find is mended with a test, and its input goes into
-`tests/fuzz/finds/TARGET/`, where `test_replay.py` has it for good. `--minimise` puts what covers most into
+`tests/fuzz/finds/TARGET/`, where `test_replay.py` has it for good. `minimise.py` puts what covers most into
 `tests/fuzz/corpus/TARGET/`.
 """
 
@@ -26,26 +26,22 @@ from fuzz_targets import TARGETS  # noqa: E402
 CORPUS = Path(__file__).with_name("corpus")
 WORK = ROOT / "fuzz-work"
 MAX_INPUT_BYTES = 4096
-MAX_SEED_BYTES = 16384
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*")
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
-    parser.add_argument("--minimise", action="store_true", help="keep the smallest inputs that cover as much")
     arguments = parser.parse_args()
-    results = {}
-    for name in arguments.targets or TARGETS:
-        results[name] = _minimise(name) if arguments.minimise else _run(name, arguments.seconds)
-    return 1 if any(found for _, found in results.values()) else 0
+    finds = [_run(name, arguments.seconds) for name in arguments.targets or TARGETS]
+    return 1 if any(finds) else 0
 
 
-def _run(name: str, seconds: int) -> tuple[int, int]:
-    """Fuzz one target: (executions, finds). What it covers stays in `fuzz-work`, where the next run begins."""
+def _run(name: str, seconds: int) -> int:
+    """Fuzz one target; how much was found. What it covers stays in `fuzz-work`, where the next run begins."""
     corpus, finds = WORK / "corpus" / name, WORK / "finds" / name
     shutil.rmtree(finds, ignore_errors=True)
-    for folder in (corpus, finds):
+    for folder in (corpus, finds, CORPUS / name):
         folder.mkdir(parents=True, exist_ok=True)
     words = WORK / f"{name}.dict"
     words.write_text("".join(f'"{_escaped(word)}"\n' for word in TARGETS[name].words))
@@ -79,29 +75,10 @@ def _run(name: str, seconds: int) -> tuple[int, int]:
     print(json.dumps(what), flush=True)
     for path in finds.glob("*.txt"):
         print(f"  {path}: {path.read_text().splitlines()[0]}", flush=True)
-    return executions, len(found)
-
-
-def _minimise(name: str) -> tuple[int, int]:
-    """Keep of the corpus, the seeds and what fuzzing added the smallest inputs that cover as much."""
-    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as kept:
-        _write_seeds(Path(scratch), TARGETS[name].seeds())
-        sources = [str(path) for path in (WORK / "corpus" / name, CORPUS / name, Path(scratch)) if path.is_dir()]
-        told = _child(name, [kept, *sources], "-merge=1", f"-max_len={MAX_SEED_BYTES}", "-rss_limit_mb=0")
-        if told.returncode:
-            print(_without_instrumenting(told.stderr)[-2000:], file=sys.stderr)
-            return 0, 1
-        shutil.rmtree(CORPUS / name, ignore_errors=True)
-        (CORPUS / name).mkdir(parents=True)
-        for path in Path(kept).iterdir():
-            (CORPUS / name / path.name[:16]).write_bytes(path.read_bytes())
-    sizes = [path.stat().st_size for path in (CORPUS / name).iterdir()]
-    print(json.dumps({"target": name, "inputs": len(sizes), "bytes": sum(sizes)}), flush=True)
-    return 0, 0
+    return len(found)
 
 
 def _child(name: str, folders: Sequence[str], *options: str) -> subprocess.CompletedProcess[str]:
-    (CORPUS / name).mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(Path(__file__).with_name("child.py")), name, str(WORK / "finds" / name)]
     return subprocess.run([*command, *folders, *options], text=True, stderr=subprocess.PIPE, check=False)
 

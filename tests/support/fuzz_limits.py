@@ -71,7 +71,7 @@ def examine(target: Target, folder: Path, data: bytes) -> Find | None:
             return _find(error, f"exit code {error.exit_code}")
         if len(str(error)) > _MESSAGE_CHARACTERS:
             return _find(error, "a message of very many characters")
-    except (Exception, TooSlowError) as error:
+    except (Exception, SystemExit, TooSlowError) as error:
         return _find(error)
     finally:
         close_sources()

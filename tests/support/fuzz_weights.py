@@ -16,7 +16,7 @@ from fuzz_target import Target
 from helpers import materialise
 from hostile import describe, file_bytes, small_file
 from iteration_folders import by_element, by_slice, joined, write_files, write_iteration
-from merge_cases import factors, llama, mindpet, random, save
+from merge_cases import HIDDEN, factors, llama, mindpet, peft, random, save, write_peft
 
 from ckpt_tools import merge
 from ckpt_tools.formats import Checkpoint, layout_ckpt, layout_safetensors, open_checkpoint, read_ckpt, read_iteration
@@ -232,7 +232,19 @@ def _patch_seeds() -> list[bytes]:
                 unmerge_patch=folder / f"{format}.patch",
             )
             seeds.append((folder / f"{format}.patch").read_bytes())
+        seeds.append(_patch_of_dora(folder))
     return seeds
+
+
+def _patch_of_dora(folder: Path) -> bytes:
+    layer = "model.layers.0.self_attn.q_proj"
+    save(folder / "hf.safetensors", {f"{layer}.weight": random(0, HIDDEN, HIDDEN)})
+    pairs = {name: array for name, array in peft(factors()).items() if f"{layer}." in name}
+    magnitude = {f"base_model.model.{layer}.lora_magnitude_vector": random(1, HIDDEN) + 1}
+    write_peft(folder / "dora", pairs | magnitude, use_dora=True, target_modules=["q_proj"])
+    patch = folder / "dora.patch"
+    merge(folder / "hf.safetensors", folder / "dora", output=folder / "merged-dora.safetensors", unmerge_patch=patch)
+    return patch.read_bytes()
 
 
 _CORRUPT = frozenset({4})

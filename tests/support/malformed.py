@@ -90,6 +90,11 @@ def piped(folder: Path) -> None:
     os.mkfifo(folder / TWO)
 
 
+def device(folder: Path) -> None:
+    (folder / TWO).unlink()
+    (folder / TWO).symlink_to("/dev/zero")
+
+
 def missing(folder: Path) -> None:
     (folder / TWO).unlink()
 
@@ -107,6 +112,7 @@ FOLDERS: dict[str, tuple[int, Callable[[Path], None]]] = {
     "34 absolute": (4, absolute),
     "34 a link that leaves": (4, linked),
     "34 a pipe": (4, piped),
+    "34 a device": (4, device),
     "35 a shard missing": (3, missing),
     "35 a tensor in another shard": (4, elsewhere),
     "35 a tensor in two": (4, in_two),

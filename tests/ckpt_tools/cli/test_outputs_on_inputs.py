@@ -236,3 +236,29 @@ def test_a_folder_that_holds_an_input_under_another_mount_is_refused_and_stays(t
     assert done.returncode == 2, done.stderr
     assert "holds, the input" in done.stderr
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o027])
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*MERGE, "-o", "x.ckpt", "--unmerge-patch", "x.patch", "--html", "x.html"),
+        (*SPLIT, "-o", "x.ckpt", "--remainder", "y.safetensors"),
+        ("inject", "base.ckpt", *CONFIG, "-o", "x.ckpt"),
+        ("transform", "base.ckpt", "-o", "x"),
+    ],
+)
+def test_whatever_is_written_has_the_mode_that_the_umask_asks_for(
+    call: Command, tmp_path: Path, templates: Path, words: tuple[str, ...], mask: int
+) -> None:
+    copytree(templates / ".ckpt", tmp_path, dirs_exist_ok=True)
+    given = set(tmp_path.rglob("*"))
+    before = os.umask(mask)
+    try:
+        code, _, err = call(*words)
+    finally:
+        os.umask(before)
+    assert code == 0, err
+    written = set(tmp_path.rglob("*")) - given
+    assert len(written) > 1
+    assert {path.stat().st_mode & 0o777 for path in written if path.is_file()} == {0o666 & ~mask}

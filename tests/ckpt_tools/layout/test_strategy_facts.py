@@ -29,6 +29,7 @@ Writer = Callable[[Mapping[str, Layout]], bytes]
         (Layout((2**11, 2**10), ((),)), "at most 1,048,576 devices"),
         (Layout((2**62, 2**62), ((),)), "at most 1,048,576 devices"),
         (Layout((4,), ((),), shard_step=-1), "opt_weight_shard_step -1"),
+        (Layout((4,), ((),), field=2**40), "field 1099511627776"),
         (Layout((4,), ((),), shard_step=2**30), "opt_weight_shard_step 1073741824"),
         (Layout((4,), ((),), shard_step=1, shard_size=-2), "opt_weight_shard_size -2"),
         (Layout((4,), ((),), shard_step=1, shard_size=2**30), "opt_weight_shard_size 1073741824"),
