@@ -73,6 +73,10 @@ def merge(chain: Chain) -> bool:
     is_alike = is_alone and dtype is names is None and model.keys() == weights.keys()
     if is_alike and chain.chance(0.3):
         extract(chain, weights, base)
+    if is_alike and chain.chance(0.2):
+        differs = any((tensor.bits != weights[name].bits).any() for name, tensor in model.items())
+        compared = [base.path, place.path, *base.options(), *place.options("--other-strategy")]
+        chain.shell.run("pet-inspect", *compared, "--exit-code", code=6 if differs else 0)
     return True
 
 
