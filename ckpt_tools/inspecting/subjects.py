@@ -76,7 +76,8 @@ def open_subject(
     """
     if _is_rank_folder(path):
         return _open_ranks(path, strategy, step, replicated, option)
-    if is_strategy(path):
+    # An iteration that pet-inject wrote has its strategy beside it.
+    if not is_iteration(path) and is_strategy(path):
         if strategy is not None or step is not None:
             given = option if strategy is not None else "--step"
             raise UsageError(Problem(given, "with a strategy", "a checkpoint", f"Leave {given} out"))

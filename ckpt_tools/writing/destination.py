@@ -124,6 +124,9 @@ def _check_replaceable(plan: Plan) -> None:
     iterations = [entry for entry in entries if _ITERATION_FOLDER.fullmatch(entry.name) and entry.is_dir()]
     if len(iterations) == 1:  # a folder of several is a training's
         ranks += iterations
+    # SLoRA's table lies above the folder of its adapter: what is to be written has the same folder.
+    own = {entry.name.split("/")[0] for entry in plan.entries if "/" in entry.name}
+    ranks += [entry for entry in entries if entry.name in own and entry.is_dir() and entry not in ranks]
     folders = [entry.name for entry in entries if entry.is_dir() and entry not in ranks]
     folders += [f"{rank.name}/{entry.name}" for rank in ranks for entry in rank.iterdir() if entry.is_dir()]
     if folders:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from iteration_folders import write_iteration
 from merge_cases import random, save
+from strategy_bytes import strategy_bytes
 
 from ckpt_tools import inspect_checkpoint
+from ckpt_tools.layout.model import Layout
 
 TENSORS = {"a.weight": (random(0, 8, 4), (2, 1)), "b.weight": (random(1, 4, 8), (1, 2))}
 
@@ -19,6 +21,14 @@ def test_an_iteration_shows_whole_tensors_how_they_are_cut_and_counters(tmp_path
     assert {tensor.name: tensor.parts for tensor in report.tensors} == {"a.weight": (2, 1), "b.weight": (1, 2)}
     assert report.metadata is not None
     assert report.metadata["common.global_step"] == "5"
+
+
+def test_an_iteration_with_its_strategy_beside_it_is_an_iteration(tmp_path: Path) -> None:
+    write_iteration(tmp_path / "save" / "iteration_00000005", TENSORS, 2)
+    strategy = {name: Layout((2,), ((), ())) for name in TENSORS}
+    (tmp_path / "save" / "strategy.ckpt").write_bytes(strategy_bytes(strategy))
+    (tmp_path / "save" / "latest_checkpointed_iteration.txt").write_text("5")
+    assert inspect_checkpoint(tmp_path / "save").kind == "iteration"
 
 
 def test_an_iteration_is_compared_with_a_whole_checkpoint(tmp_path: Path) -> None:

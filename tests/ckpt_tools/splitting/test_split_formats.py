@@ -117,6 +117,20 @@ def test_slora_has_a_table_and_a_folder_for_the_adapter(tmp_path: Path) -> None:
     assert (tmp_path / "merged.ckpt").read_bytes() == (tmp_path / "expected.ckpt").read_bytes()
 
 
+def test_a_folder_for_slora_replaces_an_earlier_one_and_no_other_folder(tmp_path: Path) -> None:
+    source = combined(tmp_path, LORA["mindpet"])
+    split(source, alpha=8, format="slora", output=tmp_path / "served")
+    split(source, alpha=16, format="slora", output=tmp_path / "served", force=True)
+    assert config_of(tmp_path / "served" / "served")["lora_alpha"] == 16
+    (tmp_path / "served" / "notes").mkdir()
+    assert "notes" in refusal(tmp_path, 8, source, alpha=16, format="slora", output=tmp_path / "served", force=True)
+    (tmp_path / "served" / "notes").rmdir()
+    (tmp_path / "served" / "served" / "deep").mkdir()
+    assert "served/deep" in refusal(
+        tmp_path, 8, source, alpha=16, format="slora", output=tmp_path / "served", force=True
+    )
+
+
 def test_a_configuration_of_patterns_is_kept_layer_by_layer(tmp_path: Path) -> None:
     pairs = {PEFT_NAMES[name]: array for name, array in LORA["mindpet"].items()}
     patterns = {"alpha_pattern": {"layers.1.self_attn.q_proj": 32}, "use_rslora": True}

@@ -44,10 +44,10 @@ def run_chain(seed: int, work: Path, figures: Figures, shell: type[Shell] = Shel
         lines = chain.shell.lines
         _run_steps(chain)
     except Exception as error:
-        shell = "\n".join([f"cd {folder}", *lines])
+        commands = "\n".join([f"cd {folder}", *lines])
         reason = str(error) if isinstance(error, AssertionError) and str(error) else traceback.format_exc()
-        (folder / "chain.sh").write_text(f"{shell}\n")
-        raise ChainError(f"seed {seed}: {reason}\n\n{shell}\n") from error
+        (folder / "chain.sh").write_text(f"{commands}\n")
+        raise ChainError(f"seed {seed}: {reason}\n\n{commands}\n") from error
     figures.chains += 1
     shutil.rmtree(folder)
     return lines

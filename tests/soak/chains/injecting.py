@@ -11,7 +11,7 @@ from chains.adapters import ALPHA, FOUND, Adapter, Pair, names_for, store_adapte
 from chains.layouts import random_strategy, write_strategy
 from chains.networks import HUGGING_FACE, random_values
 from chains.oracle import Expected, Model, WrongTensorError, cast, compare, fresh, same
-from chains.state import Chain, choose_target, moved_to, write
+from chains.state import Chain, choose_dtype, choose_target, moved_to, write
 from chains.storing import FILE, FOLDER, RANKS, SUFFIXES, Stored, read, store
 from chains.strategies import read_merged_strategy
 
@@ -29,13 +29,15 @@ def inject(chain: Chain) -> bool:
         return _graft(chain, plan)
     if chain.chance(0.2):
         return _only_delta(chain, plan)
-    place, found = _injected(chain, plan, [])
+    dtype = choose_dtype(chain)
+    place, found = _injected(chain, plan, dtype, [])
     own = {name for pair in plan.pairs.values() for name in (pair.a_name, pair.b_name)}
     if own != found.keys() - chain.weights.keys():
         raise WrongTensorError(
             f"expected to be added {sorted(own)}, found {sorted(found.keys() - chain.weights.keys())}"
         )
-    compare({name: found[name] for name in chain.weights if name in found}, _base(chain), chain.figures)
+    base = {name: found[name] for name in chain.weights if name in found}
+    chain.model = compare(base, _base(chain, dtype), chain.figures)
     for weight, pair in plan.pairs.items():
         _check_fresh(found, weight, pair, chain.model)
     chain.figures.tensors += len(own)
@@ -70,11 +72,14 @@ def _plan(chain: Chain) -> Adapter:
     return Adapter("mindpet", pairs, 8.0, form=ALPHA, config_path=config_path)
 
 
-def _injected(chain: Chain, plan: Adapter, options: list[str]) -> tuple[Stored, dict[str, np.ndarray]]:
+def _injected(
+    chain: Chain, plan: Adapter, dtype: str | None, options: list[str]
+) -> tuple[Stored, dict[str, np.ndarray]]:
     """Run pet-inject; where its output lies, and what it holds."""
-    expected = {**_base(chain), **{name: same(one) for name, one in plan.tensors().items()}}
+    expected = {**_base(chain, dtype), **{name: same(one) for name, one in plan.tensors().items()}}
     place, target = choose_target(chain, "injected", expected)
     line = [chain.stored.path, "--config", plan.config_path, *chain.stored.options(), *options]
+    line += ["--dtype", dtype] if dtype else []
     line += ["--seed", str(chain.rng.randint(0, 9))] if not options else []
     if place.kind != RANKS or chain.chance(0.5):
         write(chain, "pet-inject", [*line, *target], place)
@@ -90,8 +95,8 @@ def _injected(chain: Chain, plan: Adapter, options: list[str]) -> tuple[Stored, 
     return place, read(chain.folder, place)
 
 
-def _base(chain: Chain) -> dict[str, Expected]:
-    return {name: same(tensor) for name, tensor in chain.weights.items()}
+def _base(chain: Chain, dtype: str | None) -> dict[str, Expected]:
+    return {name: cast(tensor, dtype) for name, tensor in chain.weights.items()}
 
 
 def _check_fresh(found: dict[str, np.ndarray], weight: str, pair: Pair, model: Model) -> None:
@@ -119,10 +124,11 @@ def _graft(chain: Chain, plan: Adapter) -> bool:
     stored = store_adapter(chain.rng, chain.folder, chain.stem("trained"), trained, in_ranks=True)
     assert stored.stored is not None
     options = ["--adapter", stored.stored.path, *stored.stored.options("--adapter-strategy")]
-    place, found = _injected(chain, plan, options)
-    expected = _base(chain)
+    wanted = choose_dtype(chain)
+    place, found = _injected(chain, plan, wanted, options)
+    expected = _base(chain, wanted)
     for weight, pair in pairs.items():
-        own = chain.model[weight].dtype
+        own = wanted or chain.model[weight].dtype
         expected |= {pair.a_name: cast(pair.a, own), pair.b_name: cast(pair.b, own)}
     model = compare(found, expected, chain.figures)
     moved_to(chain, model, place, trained.with_tensors(model, stored=None))
@@ -147,7 +153,7 @@ def _other_method(chain: Chain) -> bool:
     line = [chain.stored.path, "--config", config.name, *chain.stored.options()]
     write(chain, "pet-inject", line, place)
     found = read(chain.folder, place)
-    compare({name: found[name] for name in weights if name in found}, _base(chain), chain.figures)
+    compare({name: found[name] for name in weights if name in found}, _base(chain, None), chain.figures)
     added = {name: same(fresh(array)) for name, array in found.items() if name not in weights}
     if not added:
         raise WrongTensorError(f"{section['pet_type']} added nothing")

@@ -73,6 +73,10 @@ def merge(chain: Chain) -> bool:
     is_alike = is_alone and dtype is names is None and model.keys() == weights.keys()
     if is_alike and chain.chance(0.3):
         extract(chain, weights, base)
+    if is_alike and chain.chance(0.2):
+        differs = any((tensor.bits != weights[name].bits).any() for name, tensor in model.items())
+        compared = [base.path, place.path, *base.options(), *place.options("--other-strategy")]
+        chain.shell.run("pet-inspect", *compared, "--exit-code", code=6 if differs else 0)
     return True
 
 
@@ -99,11 +103,17 @@ def _merged(name: str, weights: Model, adapters: list[Adapter], dtype: str | Non
 
 
 def _untied(chain: Chain, weights: Model, adapters: list[Adapter], dtype: str | None) -> dict[str, Expected]:
-    """The output head that an adapter changes, where the base has it only as its embedding."""
-    terms = [term for adapter in adapters for term in adapter.terms(HEAD)]
-    if not terms or HEAD in weights:
+    """The output head, where the base has it only as its embedding, and an adapter changes one of the two."""
+    embedding = weights.get(EMBEDDINGS.get(chain.style, ""))
+    if embedding is None or HEAD in weights:
         return {}
-    return {HEAD: folded(weights[EMBEDDINGS[chain.style]], terms, dtype)}
+    terms = [term for adapter in adapters for term in adapter.terms(HEAD)]
+    if terms:
+        return {HEAD: folded(embedding, terms, dtype)}
+    # Without a `config.json` nobody knows that the network has a head.
+    is_known = (chain.folder / chain.stored.path / "config.json").exists()
+    is_changed = any(adapter.terms(EMBEDDINGS[chain.style]) for adapter in adapters)
+    return {HEAD: cast(embedding, dtype)} if is_known and is_changed else {}
 
 
 def _undo(chain: Chain, adapters: list[Adapter], merged: Stored, patch: str, weights: Model) -> None:

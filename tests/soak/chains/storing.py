@@ -125,10 +125,10 @@ def _write_shards(
         write_file(folder / file, {name: arrays[name] for name in part}, crc=crc, metadata=metadata)
         weight_map |= dict.fromkeys(part, file)
     index = {"metadata": {"total_size": sum(array.nbytes for array in arrays.values())}, "weight_map": weight_map}
-    write_metadata_file(folder / f"{stem}{suffix}.index.json", index)
+    write_json(folder / f"{stem}{suffix}.index.json", index)
 
 
-def write_metadata_file(path: Path, document: object) -> None:
+def write_json(path: Path, document: object) -> None:
     """A JSON document."""
     path.write_text(json.dumps(document), encoding="utf-8")
 
@@ -169,7 +169,7 @@ def _write_iteration(rng: Random, folder: Path, arrays: Arrays) -> None:
     for file, held in contents.items():
         write_file(iteration / file, held, metadata={"format": "ms"})
     write_metadata(iteration, describe(tensors, ranks, MEANINGS[rng.choice(list(MEANINGS))]))
-    write_metadata_file(iteration / "common.json", {"global_step": 5})
+    write_json(iteration / "common.json", {"global_step": 5})
     (folder / "latest_checkpointed_iteration.txt").write_text("5")
 
 
