@@ -13,10 +13,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 logging.disable_progress_bar()
 torch.set_num_threads(1)
 
-# What they warn of is meant: tied weights are there to compare with PEFT's way. One call is transformers' own.
+# What they warn of is meant: such adapters are there to compare with PEFT's way. One call is transformers' own.
 _WARNINGS_OF_OTHERS = (
     "ignore:Input and output embeddings are no longer tied",
     "ignore:Model with `tie_word_embeddings=True`",
+    "ignore:(PiSSA|OLoRA) changes the base weights of the model",
+    "ignore:Setting `save_embedding_layers` to `True`",
     "ignore:`is_gradient_checkpointing` is deprecated",
 )
 
