@@ -237,7 +237,7 @@ def _special(
     """Adapters of an embedding, of the output head that may be tied to it, and of stacks of experts."""
     found: dict[str, Pair] = {}
     embedding = EMBEDDINGS.get(style, "")
-    if embedding in shapes and rng.random() < 0.2:
+    if embedding in shapes and rng.random() < 0.5:
         entries, width = shapes[embedding]
         # PEFT names an embedding on Hugging Face's networks alone.
         if (family == "pynative" or (family == "peft" and style == HUGGING_FACE)) and rng.random() < 0.5:
