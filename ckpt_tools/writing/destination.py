@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ckpt_tools.sizes import format_size
+from ckpt_tools.tensors.sources import Source
 from ckpt_tools.writing.claims import refuse_taken
 from ckpt_tools.writing.manifest import is_manifest
 from ckpt_tools.writing.plan import Plan
@@ -49,7 +50,8 @@ def check_destination(plan: Plan, inputs: Iterable[Path], *, force: bool) -> Non
     """
     output = plan.output
     inputs = list(inputs)
-    paths = [*inputs, *_folders_read(plan, inputs), *(Path(source.path) for source in plan.sources())]
+    sources = plan.sources()
+    paths = [*inputs, *_folders_read(sources, inputs), *(Path(source.path) for source in sources)]
     for path in paths:
         is_member = not plan.is_folder or _PART_FOLDER.fullmatch(output.name)
         if path.is_dir() and is_member and output.parent.exists() and path.samefile(output.parent):
@@ -84,10 +86,10 @@ def check_room(output: Path, needed_bytes: int, free_bytes: int) -> None:
         raise ResourceError(Problem(str(output), f"{free} free", f"room for {needed}", "Choose another place with -o"))
 
 
-def _folders_read(plan: Plan, inputs: Iterable[Path]) -> list[Path]:
+def _folders_read(sources: Iterable[Source], inputs: Iterable[Path]) -> list[Path]:
     """The folders of files that are read and that the user did not name: those of ranks, and that of an index."""
     named = {(info.st_dev, info.st_ino) for info in (path.stat() for path in inputs if path.exists())}
-    unnamed = (source for source in plan.sources() if (source.device, source.inode) not in named)
+    unnamed = (source for source in sources if (source.device, source.inode) not in named)
     return list(dict.fromkeys(Path(source.path).parent for source in unnamed))
 
 
