@@ -72,8 +72,9 @@ def test_a_thousand_ranks_are_read_and_written_with_256_open_files(ranks: Path) 
     ways = {
         "joined.ckpt": ("ranks", "--src-strategy", cut),
         "cut": ("whole.ckpt", "--dst-strategy", cut),
-        "again": ("ranks", "--src-strategy", cut, "--dst-strategy", cut),
     }
+    if is_thorough():
+        ways["again"] = ("ranks", "--src-strategy", cut, "--dst-strategy", cut)
     for output, (source, *options) in ways.items():
         arguments = [str(ranks / source), *options, "-o", str(ranks / output), "-q", "--threads", "2"]
         limited(lambda given=arguments: run(transform_command, given), ranks / "log", NOFILE=OPEN_FILES)
@@ -81,7 +82,7 @@ def test_a_thousand_ranks_are_read_and_written_with_256_open_files(ranks: Path) 
     joined = open_checkpoint(ranks / "joined.ckpt").tensors
     for name, tensor in whole.items():
         assert np.array_equal(joined[name].read_all(), tensor.read_all())
-    for folder in ("cut", "again"):
+    for folder in [name for name in ways if name != "joined.ckpt"]:
         for rank in range(RANKS):
             found = open_checkpoint(ranks / folder / f"rank_{rank}" / f"checkpoint_{rank}.ckpt").tensors
             assert np.array_equal(found["a.weight"].read_all(), whole["a.weight"].read_all()[rank : rank + 1])
