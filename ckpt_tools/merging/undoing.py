@@ -35,7 +35,7 @@ from ckpt_tools.tensors.views import Cast, Transposed, reshape, unreshaped
 from ckpt_tools.writing.destination import destination
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.write import Outcome
-from surgery.errors import OutputExistsError, PetSurgeryError, Problem, UsageError
+from surgery.errors import InputChangedError, OutputExistsError, PetSurgeryError, Problem, UsageError
 
 __all__ = ["check_patch_options", "check_patch_place", "draft_patch", "is_left_over", "with_patch"]
 
@@ -81,12 +81,19 @@ def check_patch_place(path: Path, outputs: Iterable[Path], inputs: Iterable[Path
             raise UsageError(Problem(option, f"a path that is, or lies in, the input {given}", "a path of its own"))
     if not os.path.lexists(path):
         return
-    if path.is_symlink() or not path.is_file() or not is_patch(path):
+    if path.is_symlink() or not path.is_file() or not _is_patch(path):
         remedy = "Remove it yourself, or choose another path"
         raise OutputExistsError(Problem(option, "something that is no patch", "an earlier patch to replace", remedy))
     if not force:
         remedy = "Choose another, or replace it with --force"
         raise OutputExistsError(Problem(option, "it exists already", "a free path", remedy))
+
+
+def _is_patch(path: Path) -> bool:
+    try:
+        return is_patch(path)
+    except InputChangedError:
+        return is_patch(path)  # another run replaced it meanwhile
 
 
 def is_left_over(draft: PatchDraft, output: Path) -> bool:

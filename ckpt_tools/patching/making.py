@@ -6,7 +6,6 @@ base whichever thread is done first, and are copied from there to behind a heade
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +31,7 @@ from ckpt_tools.tensors.folding import DoraMerged
 from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored
 from ckpt_tools.tensors.sources import Source, close_sources, open_source
 from ckpt_tools.tensors.views import Constant
-from ckpt_tools.writing.atomic import Workspace, sync_folder
+from ckpt_tools.writing.atomic import Workspace, keep_link, sync_folder
 from ckpt_tools.writing.claims import claim_output
 from ckpt_tools.writing.digests import Digests
 from ckpt_tools.writing.file_job import FileJob
@@ -138,8 +137,7 @@ class MadePatch:
             if self.workspace.force and output.is_file():
                 self._is_new = False
                 kept = self.workspace.folder / "replaced"
-                with suppress(OSError):  # a file system without hard links: then there is no way back
-                    os.link(output, kept)
+                if keep_link(output, kept):
                     self._replaced = kept
             self.workspace.put_in_place()
             self._is_published = True

@@ -25,7 +25,7 @@ from pathlib import Path
 from ckpt_tools.writing.linux import rename_exchange, rename_new
 from surgery.errors import OutputExistsError, Problem, ResourceError
 
-__all__ = ["Workspace", "refuse_existing", "sync_file", "sync_folder", "write_synced", "writing_failed"]
+__all__ = ["Workspace", "keep_link", "refuse_existing", "sync_file", "sync_folder", "write_synced", "writing_failed"]
 
 _DIGEST_FILE = "plan.sha256"
 _CONTENT = "content"
@@ -216,6 +216,21 @@ def writing_failed(output: Path, error: OSError) -> ResourceError:
     }
     found = f"writing failed: {(error.strerror or str(error)).lower()}"
     return ResourceError(Problem(str(output), found, remedy=remedies.get(error.errno or 0, "")))
+
+
+def keep_link(path: Path, kept: Path) -> bool:
+    """Keep a file that is about to be replaced, under another name; False where the file system has no hard links.
+
+    Raises:
+        OSError: The link failed.
+    """
+    try:
+        os.link(path, kept)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        return False
+    return True
 
 
 def write_synced(path: Path, data: bytes) -> None:

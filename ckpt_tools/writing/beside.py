@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from ckpt_tools.writing.atomic import Workspace, sync_folder, write_synced
+from ckpt_tools.writing.atomic import Workspace, keep_link, sync_folder, write_synced
 from ckpt_tools.writing.claims import claim_output
 from surgery.errors import OutputExistsError, Problem, UsageError
 
@@ -63,11 +63,9 @@ def placed_beside(files: Mapping[Path, bytes], workspace: Workspace) -> Iterator
     with ExitStack() as taken_back:
         for path, part in parts.items():
             old = part.with_suffix(".old")
-            with suppress(
-                OSError
-            ):  # nothing is replaced; or a file system without hard links: then there is no way back
-                os.link(path, old, follow_symlinks=False)
             is_new = not os.path.lexists(path)
+            if not is_new and path.is_file():
+                keep_link(path, old)
             part.replace(path)
             taken_back.callback(_take_back, path, old, is_new=is_new)
         for folder in dict.fromkeys(path.parent for path in files):

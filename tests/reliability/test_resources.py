@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,15 @@ Tell = Callable[[str, object], None]
 
 RANKS, OPEN_FILES = 1024, 256
 MIB = 2**20
+
+
+# A process has the peak of the one that it was forked from, so that a small one is in between.
+LIMITED = """
+import resource, subprocess, sys
+resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]),) * 2)
+subprocess.run(sys.argv[2:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
 def limited(call: Callable[[], object], log: Path, **limits: int) -> None:
@@ -62,8 +72,9 @@ def test_a_thousand_ranks_are_read_and_written_with_256_open_files(ranks: Path) 
     ways = {
         "joined.ckpt": ("ranks", "--src-strategy", cut),
         "cut": ("whole.ckpt", "--dst-strategy", cut),
-        "again": ("ranks", "--src-strategy", cut, "--dst-strategy", cut),
     }
+    if is_thorough():
+        ways["again"] = ("ranks", "--src-strategy", cut, "--dst-strategy", cut)
     for output, (source, *options) in ways.items():
         arguments = [str(ranks / source), *options, "-o", str(ranks / output), "-q", "--threads", "2"]
         limited(lambda given=arguments: run(transform_command, given), ranks / "log", NOFILE=OPEN_FILES)
@@ -71,7 +82,7 @@ def test_a_thousand_ranks_are_read_and_written_with_256_open_files(ranks: Path) 
     joined = open_checkpoint(ranks / "joined.ckpt").tensors
     for name, tensor in whole.items():
         assert np.array_equal(joined[name].read_all(), tensor.read_all())
-    for folder in ("cut", "again"):
+    for folder in [name for name in ways if name != "joined.ckpt"]:
         for rank in range(RANKS):
             found = open_checkpoint(ranks / folder / f"rank_{rank}" / f"checkpoint_{rank}.ckpt").tensors
             assert np.array_equal(found["a.weight"].read_all(), whole["a.weight"].read_all()[rank : rank + 1])
@@ -96,22 +107,16 @@ def large_base(path: Path, nbytes: int) -> list[str]:
 
 
 def test_a_model_larger_than_the_memory_allowed_is_merged(tmp_path: Path, record_property: Tell) -> None:
-    # In a process of its own: this one's memory would count too.
     nbytes, allowed = (4096 if is_thorough() else 384) * MIB, 160 * 10**6
     names = large_base(tmp_path / "base.safetensors", nbytes)
     arguments = [tmp_path / "base.safetensors", tmp_path / "lora.safetensors", "--alpha", "8", "-q"]
     arguments += ["-o", tmp_path / "out.safetensors", "--threads", "2", "--max-memory", str(allowed)]
-
-    def limit() -> None:
-        # Stacks and buffers count here that are mapped and never touched.
-        resource.setrlimit(resource.RLIMIT_DATA, (allowed + 64 * MIB,) * 2)
-
-    process = subprocess.Popen([*PET_MERGE, *map(str, arguments)], env=environment(), preexec_fn=limit)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
+    # Stacks and buffers count for the kernel that are mapped and never touched.
+    launcher = [sys.executable, "-c", LIMITED, str(allowed + 64 * MIB), *PET_MERGE, *map(str, arguments)]
+    result = subprocess.run(launcher, env=environment(), capture_output=True, text=True, check=True)
+    resident_bytes = int(result.stdout) * 1024
     record_property("model, MiB", nbytes // MIB)
-    record_property("resident at most, MiB", usage.ru_maxrss // 1024)
-    assert usage.ru_maxrss * 1024 <= allowed
+    record_property("resident at most, MiB", resident_bytes // MIB)
+    assert resident_bytes <= allowed
     merged = open_checkpoint(tmp_path / "out.safetensors").tensors[f"{names[-1]}.weight"].read(((0, 4), (0, 4096)))
     assert np.count_nonzero(merged.astype(np.float32)) > 1000

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from durable import take_tree
+from crash_cases import write_inputs
+from durable import Durable, put_tree, take_tree
 from merge_cases import factors, mindpet, random, save, write_folder
 from tracing import Call, Ended, Kill, run_traced
 
 from ckpt_tools.cli.common import run
 from ckpt_tools.cli.merge import merge_command
+from ckpt_tools.cli.transform import transform_command
 
 SHARDS = 10
 TARGETS = [f"model.layers.{number}.attention.wq" for number in range(SHARDS)]
@@ -136,3 +139,27 @@ def test_inputs_that_changed_since_are_noticed_and_nothing_is_taken_over(
     (folder / "work" / "out").rename(folder / "resumed")
     assert merge(folder).code == 0
     assert take_tree(folder / "work") == resumed
+
+
+def test_a_part_that_ended_well_outlives_a_loss_of_power(disk: Path) -> None:
+    write_inputs(disk / "in")
+    put_tree(disk / "work", {})
+    durable = Durable(disk / "work")
+    ranks = ("--src-strategy", str(disk / "in" / "src.ckpt"), "--dst-strategy", str(disk / "in" / "dst.ckpt"))
+    arguments = [str(disk / "in" / "ranks"), *ranks, "-o", str(disk / "work" / "out"), "--threads", "1"]
+
+    def before(call: Call) -> None:
+        durable.before(call)
+
+    part = run_traced(
+        lambda: run(transform_command, [*arguments, "--ranks", "0", "-q"]),
+        disk / "work",
+        disk / "log",
+        before,
+        after=durable.after,
+    )
+    assert part.code == 0, part.err
+    put_tree(disk / "work", durable.forgetful())
+    last = run_traced(lambda: run(transform_command, [*arguments, "--json"]), disk / "work", disk / "log")
+    assert last.code == 0, last.err
+    assert json.loads(last.err)["resumed"] == ["rank_0/checkpoint_0.ckpt"]

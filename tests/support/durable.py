@@ -88,7 +88,13 @@ class Durable:
         info = Path(path).stat()
         if stat.S_ISDIR(info.st_mode):
             with os.scandir(path) as entries:
-                self._folders[info.st_ino] = {entry.name: (entry.is_dir(), entry.inode()) for entry in entries}
+                found = {entry.name: (entry.is_dir(), entry.inode()) for entry in entries}
+            # A folder has one name: where the one that it was moved to is durable, the one before is gone.
+            moved = {inode for is_folder, inode in found.values() if is_folder}
+            for held in self._folders.values():
+                for name in [name for name, (_, inode) in held.items() if inode in moved]:
+                    del held[name]
+            self._folders[info.st_ino] = found
         else:
             self._files[info.st_ino] = Path(path).read_bytes()
 

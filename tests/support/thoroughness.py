@@ -13,7 +13,7 @@ from crash_cases import CASES, Case
 __all__ = ["chosen_cases", "chosen_points", "is_thorough"]
 
 _SETTING = os.environ.get("RELIABILITY", "")
-_STRIDE = 1 if _SETTING == "all" else int(_SETTING or 23)
+_STRIDE = 1 if _SETTING == "all" else int(_SETTING or 31)
 
 # Each has something that no other has: files beside it, an exchange of folders, two outputs, a scratch file, parts.
 _FEW = (
