@@ -40,7 +40,7 @@ def test_the_script_for_a_shell_is_printed_and_the_exit_code_is_0(shell: str, bi
     [
         ("base.ckpt --allow-n", "--allow-nonfinite"),
         ("base.ckpt --dtype b", "bf16"),
-        ("base.ckpt --format s", "safetensors"),
+        ("base.ckpt --format sa", "safetensors"),
     ],
 )
 def test_bash_completes_options_and_their_values(line: str, completed: str, bin_folder: Path) -> None:

@@ -66,6 +66,7 @@ class Adapter:
         form: How the scale is said.
         config_path: The file that says it.
         stored: Where it lies; None while it lies in the network's file.
+        weight: What all of it is multiplied with when it is merged.
     """
 
     family: str
@@ -76,11 +77,12 @@ class Adapter:
     form: str = ALPHA
     config_path: str = ""
     stored: Stored | None = None
+    weight: float = 1.0
 
     def terms(self, weight: str) -> list[Term]:
         """What it adds to a weight."""
         pair = self.pairs.get(weight)
-        return [] if pair is None else [pair.term(self.scaling(weight))]
+        return [] if pair is None else [pair.term(self.weight * self.scaling(weight))]
 
     def magnitudes(self, weight: str) -> Tensor | None:
         """DoRA's, of a weight."""

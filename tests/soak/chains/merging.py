@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from chains.adapters import Adapter, random_adapter, store_adapter
 from chains.networks import EMBEDDINGS, HEAD
-from chains.oracle import Expected, Model, cast, folded, same
+from chains.oracle import Expected, Model, bits_of, cast, folded, same
 from chains.splitting import extract
 from chains.state import (
     Chain,
@@ -31,10 +33,13 @@ def draw_adapters(chain: Chain) -> list[Adapter]:
         random_adapter(chain.rng, chain.network, shapes, chain.style, form=first.form, is_alone=False)
         for _ in range(count - 1)
     ]
-    return [
+    stored = [
         store_adapter(chain.rng, chain.folder, chain.stem("adapter"), one, in_ranks=count == 1)
         for one in (first, *others)
     ]
+    if count == 1 or chain.chance(0.5):
+        return stored
+    return [replace(one, weight=chain.rng.choice([1.0, 0.3, -0.7, 2.5])) for one in stored]
 
 
 def merge(chain: Chain) -> bool:
@@ -74,7 +79,7 @@ def merge(chain: Chain) -> bool:
     if is_alike and chain.chance(0.3):
         extract(chain, weights, base)
     if is_alike and chain.chance(0.2):
-        differs = any((tensor.bits != weights[name].bits).any() for name, tensor in model.items())
+        differs = any((bits_of(tensor.bits) != bits_of(weights[name].bits)).any() for name, tensor in model.items())
         compared = [base.path, place.path, *base.options(), *place.options("--other-strategy")]
         chain.shell.run("pet-inspect", *compared, "--exit-code", code=6 if differs else 0)
     return True
@@ -88,6 +93,8 @@ def merge_inputs(chain: Chain, adapters: list[Adapter]) -> list[str]:
         options += stored.options("--adapter-strategy")
     for adapter in adapters:
         options += adapter.options()
+    if any(adapter.weight != 1 for adapter in adapters):
+        options += [word for adapter in adapters for word in ("--weight", repr(adapter.weight))]
     options += ["--allow-other-base"] if chain.is_moved else []
     return [chain.stored.path, *(stored.path for stored in separate), *options]
 

@@ -185,7 +185,7 @@ def _compared(name: str, found: np.ndarray, expected: Expected) -> Tensor:
         expectation = f"{expected.dtype} {expected.near.shape}"
         raise WrongTensorError(f"{name}: expected {expectation}, found {found.dtype} {found.shape}")
     if expected.allowed is None:
-        wrong = _bytes_of(found) != _bytes_of(expected.near)
+        wrong = bits_of(found) != bits_of(expected.near)
     else:
         # What is not finite compares as wrong.
         wrong = ~(np.abs(found.astype(np.float64) - expected.near) <= expected.allowed)
@@ -203,7 +203,7 @@ def _refuse(name: str, found: np.ndarray, expected: np.ndarray, wrong: np.ndarra
         raise WrongTensorError(f"{name}{list(place)}: {what}; {int(wrong.sum())} of {found.size} elements are wrong")
 
 
-def _bytes_of(array: np.ndarray) -> np.ndarray:
+def bits_of(array: np.ndarray) -> np.ndarray:
     """The bits of each element as one number, so that -0.0 and 0.0 differ and NaN is itself."""
     return np.ascontiguousarray(array).reshape(array.shape).view(f"u{array.dtype.itemsize}")
 
