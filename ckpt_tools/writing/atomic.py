@@ -119,6 +119,10 @@ class Workspace:
         replaced = self.folder / _REPLACED
         if os.path.lexists(replaced) and not os.path.lexists(self.output):
             replaced.rename(self.output)
+        elif replaced.is_dir():
+            shutil.rmtree(replaced)
+        else:
+            replaced.unlink(missing_ok=True)
         if self._is_content_replaced():
             shutil.rmtree(self.content)
         with suppress(FileNotFoundError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from merge_cases import (
 from ckpt_tools import merge, unmerge
 from ckpt_tools.patching import read_patch
 from ckpt_tools.writing.atomic import Workspace
+from ckpt_tools.writing.claims import claim_output
 from surgery.errors import (
     CorruptInputError,
     InputMissingError,
@@ -496,3 +498,14 @@ def test_an_interruption_when_all_is_published_keeps_the_patch_too(
     with pytest.raises(KeyboardInterrupt, match="the output is complete"):
         merge(*given, scaling=2, output=tmp_path / "merged.ckpt", unmerge_patch=tmp_path / "patch")
     assert {"merged.ckpt", "patch"} <= set(names_of(tmp_path))
+
+
+def test_a_kill_before_an_older_patch_was_replaced_keeps_the_next_run_from_nothing(made: Path) -> None:
+    with claim_output(made / "patch", "unmerge patch", is_folder=False, force=True) as workspace:
+        os.link(made / "patch", workspace.folder / "replaced")
+        workspace.folder.rename(made / "kept")
+    (made / "kept").rename(workspace.folder)
+    given = (made / "base.ckpt", made / "lora.ckpt")
+    merge(*given, scaling=2, output=made / "merged.ckpt", unmerge_patch=made / "patch", force=True)
+    assert not workspace.folder.exists()
+    undo(made, "lora.ckpt")
