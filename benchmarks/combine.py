@@ -72,7 +72,7 @@ def main() -> None:
     rows: dict[str, Callable[[], str]] = {
         "folded": lambda: bench.against_peft("cat", ATTENTION, merges=True),
         "cat": lambda: bench.against_peft("cat", ATTENTION),
-        "ties": lambda: bench.against_peft("ties", ATTENTION),
+        "ties-of-factors": lambda: bench.against_peft("ties", ATTENTION),
         "exact-svd": lambda: bench.against_peft("svd", ("q_proj",)),
         "ties-of-delta": lambda: bench.against_peft("ties_svd", ("q_proj",)),
     }
