@@ -14,7 +14,7 @@ from ckpt_tools.combining.model import Combination
 from surgery.combining import drop_and_rescale, magnitude_cut, split_factor, trim
 from surgery.draws import uniform_draws
 from surgery.leading import leading_singular
-from surgery.lowrank import energy_by_rank, lora_singular_values, product_distance, product_svd
+from surgery.lowrank import energy_by_rank, inner_products, product_distance, product_svd
 
 __all__ = ["Factors", "MatrixPart", "combine_matrices"]
 
@@ -99,15 +99,11 @@ def combine_matrices(
     else:
         new_left, new_right, energy = _resized(left, right, rank, how.energy, how.seed)
     new_left, new_right = round_to(new_left), round_to(new_right)
-    return Factors(
-        new_left,
-        new_right,
-        energy,
-        product_distance(left, right, new_left, new_right),
-        _norm(left, right),
-        product_distance(total_left, total_right, new_left, new_right),
-        _norm(total_left, total_right),
-    )
+    error, norm = product_distance(left, right, new_left, new_right), _norm(left, right)
+    if left is total_left:
+        return Factors(new_left, new_right, energy, error, norm, error, norm)
+    distance = product_distance(total_left, total_right, new_left, new_right)
+    return Factors(new_left, new_right, energy, error, norm, distance, _norm(total_left, total_right))
 
 
 def _of_factors(parts: Sequence[MatrixPart], how: Combination) -> tuple[np.ndarray, np.ndarray]:
@@ -217,4 +213,4 @@ def _distance(matrix: np.ndarray, left: np.ndarray, right: np.ndarray) -> float:
 
 
 def _norm(left: np.ndarray, right: np.ndarray) -> float:
-    return float(np.sqrt(np.sum(lora_singular_values(left, right) ** 2)))
+    return math.sqrt(max(float(inner_products([left], [right], [1.0])[0, 0]), 0.0))
