@@ -18,8 +18,8 @@ from ckpt_tools.progress import Progress
 from ckpt_tools.reports import CombinedLayer
 from ckpt_tools.tensors.casts import cast_array, count_nonfinite, widen
 from ckpt_tools.tensors.dtypes import DType
-from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored
-from ckpt_tools.tensors.sources import open_source
+from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored, files_of
+from ckpt_tools.tensors.sources import check_unchanged, open_source
 from ckpt_tools.writing.memory import Budget
 from surgery.errors import NonFiniteError, Problem, ResourceError
 
@@ -85,6 +85,8 @@ def combine_layers(
         Name of the layer to its update.
 
     Raises:
+        InputChangedError: An adapter was written to meanwhile.
+        NonFiniteError: NaN or Inf in an adapter, or a value beyond the range of the type.
         ResourceError: No room, or not enough memory for a single layer.
     """
     usual = max((part.rank for layer in layers for part in layer.parts), default=0)
@@ -104,6 +106,10 @@ def combine_layers(
                 pool.shutdown(wait=True, cancel_futures=True)
     finally:
         progress.finish()
+    # What is written later is read from the files that were made here: nobody looks at the adapters again.
+    tensors = [tensor for layer in layers for part in layer.parts for tensor in (part.a, part.b)]
+    for source in {source for tensor in tensors for source in files_of(tensor)}:
+        check_unchanged(source)
     return {layer.name: done for layer, done in zip(layers, combined, strict=True)}
 
 

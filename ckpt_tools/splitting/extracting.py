@@ -18,8 +18,8 @@ from ckpt_tools.reports import ExtractedLayer
 from ckpt_tools.splitting.selection import Selected
 from ckpt_tools.tensors.casts import cast_array, widen
 from ckpt_tools.tensors.dtypes import BY_NAME, DType
-from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored
-from ckpt_tools.tensors.sources import Source, check_unchanged, open_source
+from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored, files_of
+from ckpt_tools.tensors.sources import check_unchanged, open_source
 from ckpt_tools.writing.scratch import scratch_folder
 from surgery.errors import MismatchError, Problem
 from surgery.extraction import LowRank, extract_low_rank, rounding_edge
@@ -101,14 +101,11 @@ def extract_delta(tuned: Opened, base: Opened, options: ExtractionOptions, progr
     with scratch_folder() as folder:
         found = _extract(names, tuned.base.tensors, base.base.tensors, options, family, folder / "factors", progress)
         # What is written later is read from the temporary file: nobody looks at the inputs again.
-        for source in {source for one in (tuned, base) for name in names for source in _files(one.base.tensors[name])}:
+        for source in {
+            source for one in (tuned, base) for name in names for source in files_of(one.base.tensors[name])
+        }:
             check_unchanged(source)
         yield found
-
-
-def _files(tensor: LazyTensor) -> set[Source]:
-    files = tensor.files()
-    return {run.source for run in tensor.sources()} if files is None else set(files)
 
 
 def _common_names(tuned: Opened, base: Opened, exclude: Sequence[str]) -> list[str]:

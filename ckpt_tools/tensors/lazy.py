@@ -28,6 +28,7 @@ __all__ = [
     "Stored",
     "bands",
     "byte_stretches",
+    "files_of",
     "full_region",
     "region_shape",
 ]
@@ -194,6 +195,12 @@ class Stored(LazyTensor):
                 low, high = max(start, begin), min(start + len(target), end)
                 read_into(run.source, run.offset + low - begin, target[low - start : high - start])
             begin = end
+
+
+def files_of(tensor: LazyTensor) -> set[Source]:
+    """The files that reading a tensor touches."""
+    files = tensor.files()
+    return {run.source for run in tensor.sources()} if files is None else set(files)
 
 
 def byte_stretches(shape: tuple[int, ...], region: Region, itemsize: int) -> Iterator[tuple[int, int]]:

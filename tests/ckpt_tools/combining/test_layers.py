@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ from ckpt_tools.combining import Combination, Layer, Part, combine_layers, layer
 from ckpt_tools.combining.layers import Combined, working_bytes
 from ckpt_tools.progress import SILENT
 from ckpt_tools.tensors.dtypes import BY_NAME
+from ckpt_tools.tensors.lazy import ByteRun, Stored
+from ckpt_tools.tensors.sources import open_source
 from ckpt_tools.tensors.views import Constant
 from ckpt_tools.writing.memory import Budget, make_budget
 from surgery.combining import METHODS
 from surgery.draws import uniform_draws
-from surgery.errors import NonFiniteError, ResourceError
+from surgery.errors import InputChangedError, NonFiniteError, ResourceError
 
 FP32 = BY_NAME["fp32"]
 WEIGHTS, SCALINGS = (0.7, -0.4, 1.5), (2.0, 1.0, 0.5)
@@ -259,3 +262,32 @@ def test_methods_on_factors_want_one_rank_and_all_want_one_shape() -> None:
 def test_no_layers_take_no_memory() -> None:
     assert working_bytes([], _how("cat")) == 0
     assert Budget(0).peak_bytes < make_budget(1).peak_bytes
+
+
+def test_an_adapter_that_is_written_to_meanwhile_is_noticed(tmp_path: Path) -> None:
+    """What was combined lies in files of its own by then, so that the writer has no reason to look."""
+    path = tmp_path / "adapter"
+    path.write_bytes(np.ones(2 * 24 + 40 * 2, np.float32).tobytes())
+    source = open_source(path)
+    a = Stored(FP32, (2, 24), (ByteRun(source, 0, 2 * 24 * 4),))
+    b = Stored(FP32, (40, 2), (ByteRun(source, 2 * 24 * 4, 40 * 2 * 4),))
+
+    class Writing:
+        """Progress that writes to the adapter once it was read."""
+
+        def start(self, total_bytes: int, what: str) -> None:
+            pass
+
+        def advance(self, done_bytes: int) -> None:
+            with path.open("r+b") as file:
+                file.write(b"1234")
+            os.utime(path, ns=(source.mtime_ns + 10**9, source.mtime_ns + 10**9))
+
+        def finish(self) -> None:
+            pass
+
+    layer = Layer("x", "linear", (Part(0, a, b, 1.0, 1.0, 2),), "x")
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    with pytest.raises(InputChangedError):
+        combine_layers([layer], _how("svd"), FP32, folder, make_budget(1), Writing())
