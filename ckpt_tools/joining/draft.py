@@ -22,7 +22,7 @@ from ckpt_tools.splitting.facts import Scales, lora_facts
 from ckpt_tools.tensors.dtypes import DType
 from ckpt_tools.tensors.folding import Added
 from ckpt_tools.tensors.lazy import LazyTensor
-from ckpt_tools.tensors.views import Constant
+from ckpt_tools.tensors.views import Cast, Constant
 from ckpt_tools.writing.destination import free_bytes
 from ckpt_tools.writing.manifest import printable_name
 from ckpt_tools.writing.plan import Plan
@@ -46,6 +46,7 @@ class JoinDraft:
         dtype: The type of A and B.
         options: What the user wants the result to be.
         opened: The adapters' files.
+        casts: Whether the type is what the user asked for, so that what is taken over has it too.
     """
 
     def __init__(
@@ -57,7 +58,10 @@ class JoinDraft:
         dtype: DType,
         options: AdapterOptions,
         opened: Sequence[Opened],
+        *,
+        casts: bool,
     ) -> None:
+        self._casts = casts
         self._adapters, self._joined, self._combined = adapters, joined, combined
         self._how, self._options, self._opened = how, options, opened
         self._tensors, self._sources = self._named(dtype)
@@ -79,7 +83,8 @@ class JoinDraft:
                 keys = ((number, getattr(pair, slot)) for number, pair in layer.pairs)
                 sources[name] = tuple(f"{self._adapters[number].path}: {key}" for number, key in keys if key)
         for name, (tensor, source) in self._joined.carried.items():
-            tensors[name], sources[name] = tensor, (source,)
+            is_kept = not self._casts or not tensor.dtype.is_float or tensor.dtype == dtype
+            tensors[name], sources[name] = tensor if is_kept else Cast(tensor, dtype), (source,)
         return tensors, sources
 
     def check_bases(self, *, allow_other_base: bool) -> None:

@@ -25,6 +25,7 @@ from ckpt_tools.writing.beside import check_beside
 from ckpt_tools.writing.claims import sweep_published
 from ckpt_tools.writing.destination import check_destination, check_room, destination, nearest_folder
 from ckpt_tools.writing.executors import check_executor
+from ckpt_tools.writing.finite import refuse_overflow
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import make_budget
 from ckpt_tools.writing.plan import with_manifest
@@ -138,7 +139,9 @@ def combine(
     place = None if executor == "local" or dry_run else nearest_folder(path)
     with scratch_folder(place) as folder:
         combined = combine_layers(layers, how, kept, folder, budget, progress, max_memory=limit)
-        draft = JoinDraft(loaded, joined, combined, how, kept, AdapterOptions(path, format, names), opened)
+        options_of_output = AdapterOptions(path, format, names)
+        casts = dtype != "keep"
+        draft = JoinDraft(loaded, joined, combined, how, kept, options_of_output, opened, casts=casts)
         draft.check_bases(allow_other_base=allow_other_base)
         plan = with_manifest(draft.plan(), "combine", _manifest_inputs(loaded), digest=digest)
         given = [*paths, *strategies.paths(), *(option.config for option in options if option.config is not None)]
@@ -156,6 +159,7 @@ def combine(
             force=force,
             budget=budget,
             progress=progress,
+            approve=lambda outcome: refuse_overflow(outcome, kept.name),
             executor=executor,
             resume=False,  # the temporary folder is another one in each run
         )

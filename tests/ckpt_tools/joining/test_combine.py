@@ -203,6 +203,18 @@ def test_what_one_adapter_saves_whole_goes_along(tmp_path: Path) -> None:
         combine(tmp_path / "a", tmp_path / "b", weight=0.5, output=tmp_path / "no")
 
 
+def test_what_goes_along_has_the_type_that_is_asked_for_and_must_fit_into_it(tmp_path: Path) -> None:
+    head = {"base_model.model.lm_head.weight": random(1, 40, HIDDEN)}
+    write_peft(tmp_path / "a", peft(factors([QUERY], 1)) | head, modules_to_save=["lm_head"])
+    combine(tmp_path / "a", dtype="fp16", output=tmp_path / "out")
+    assert {tensor.dtype.name for tensor in open_checkpoint(tmp_path / "out").tensors.values()} == {"fp16"}
+    huge = {name: array * np.float32(1e7) for name, array in head.items()}
+    write_peft(tmp_path / "b", peft(factors([QUERY], 1)) | huge, modules_to_save=["lm_head"])
+    with pytest.raises(NonFiniteError):
+        combine(tmp_path / "b", dtype="fp16", output=tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
 def _dora(folder: Path) -> Path:
     pairs = peft(factors([QUERY], 8))
     pairs[f"base_model.model.{HF_QUERY}.lora_magnitude_vector"] = np.ones(HIDDEN, np.float32)
