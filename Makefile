@@ -2,7 +2,8 @@
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
 .PHONY: help demo test test-classic test-core test-pages soak soak-chains reliability fuzz fuzz-corpus conformance check \
-	lint format docs audit bench bench-transform bench-combine bench-inject bench-split bench-unmerge bench-verify clean
+	lint format docs audit bench bench-transform bench-combine bench-inject bench-split bench-unmerge bench-verify \
+	bench-resume clean
 
 help:
 	@echo "make demo         add an adapter to a real model, train it, cut it out and merge it (2 minutes, 5 GB of disk)"
@@ -25,6 +26,7 @@ help:
 	@echo "make bench-split      pet-split's, on 13.5 GB"
 	@echo "make bench-unmerge    what an un-merge patch costs"
 	@echo "make bench-verify     pet-verify's, against the merge that it proves"
+	@echo "make bench-resume     a merge that goes on where a killed one was, against a whole one"
 	@echo "make clean        remove environments, caches and the demo's files"
 
 # A version manager may put a `python3.12` on the path that only says it is not installed: each candidate is run.
@@ -190,6 +192,9 @@ bench-unmerge: .venv-bench/.complete
 
 bench-verify: .venv-bench/.complete
 	@.venv-bench/bin/python benchmarks/verify.py $(BENCH_ARGS)
+
+bench-resume: .venv-bench/.complete
+	@.venv-bench/bin/python benchmarks/resume.py $(BENCH_ARGS)
 
 bench-split: .venv-bench/.complete
 	@.venv-bench/bin/python benchmarks/split.py $(BENCH_ARGS)

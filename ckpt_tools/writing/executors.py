@@ -123,7 +123,8 @@ def connect_executor(executor: str) -> Executor:
 
 def keep_file(workspace: Workspace, part: Path, written: Written) -> None:
     """Make a part a complete file of the workspace, with what is known of it for a run that takes it over."""
-    keep_facts(workspace, written.name, Kept(written.size, written.measured, written.digests))
+    known = Kept(written.size, part.stat().st_mtime_ns, written.measured, written.digests)
+    keep_facts(workspace, written.name, known)
     workspace.complete(part, written.name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from ckpt_tools.writing.digests import Digests, digest_tensors, written_tensors
 from ckpt_tools.writing.executors import Executor, connect_executor
 from ckpt_tools.writing.file_job import Measured, add_up
 from ckpt_tools.writing.interrupts import HeldInterrupts, hold_interrupts
-from ckpt_tools.writing.kept import Kept, load_kept
+from ckpt_tools.writing.kept import load_kept
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.plan import OutputBytes, OutputCopy, OutputFile, OutputManifest, Plan
 from surgery.errors import PetSurgeryError, Problem, ResourceError
@@ -182,27 +182,18 @@ def _write_entries(
     manifest = plan.manifest
     digests = Digests(wanted=manifest is not None and manifest.has_digests)
     kept = {file.name: known for file in plan.files() if (known := load_kept(workspace, file.name)) is not None}
-    files = [file for file in plan.files() if file.name not in kept]
-
-    def fill(files: Sequence[OutputFile], seen: Digests) -> None:
-        progress.start(sum(file.nbytes() for file in files), "writing")
-        for written in filler.write(files, workspace, budget, progress, seen, held) if files else ():
-            measured[written.name] = written.measured
-            outcome.bytes_written += written.size
-            outcome.written.append(written.name)
-
     measured = {name: known.measured for name, known in kept.items()}
-    fill(files, digests)
+    for known in kept.values():
+        digests.add_complete(known.digests)
+    files = [file for file in plan.files() if file.name not in kept]
+    progress.start(sum(file.nbytes() for file in files), "writing")
+    for written in filler.write(files, workspace, budget, progress, digests, held) if files else ():
+        measured[written.name] = written.measured
+        outcome.bytes_written += written.size
+        outcome.written.append(written.name)
     found = digests.complete()
     if digests.wanted and (plan.is_folder or plan.beside is not None or kept):
         found |= _digest_unseen(plan, workspace, found, budget, progress, held)
-        damaged = [file for file in plan.files() if file.name in kept and _differs(file, kept[file.name], found)]
-        if damaged:
-            again = Digests(wanted=True)
-            fill(damaged, again)
-            touched = {name for file in damaged for name, _ in file.tensors}
-            found = {name: digest for name, digest in found.items() if name not in touched} | again.complete()
-            found |= _digest_unseen(plan, workspace, found, budget, progress, held)
     for file in plan.files():
         outcome.add(measured[file.name])  # in the plan's order, whichever was done first
         if file.name not in outcome.written:
@@ -220,11 +211,6 @@ def _write_entries(
         if digests.wanted:
             companions[entry.name] = blake3().update_mmap(workspace.content / entry.name).hexdigest()
     return found
-
-
-def _differs(file: OutputFile, kept: Kept, found: Mapping[str, str]) -> bool:
-    """Whether a file that was taken over does not hold what was written to it."""
-    return any(kept.digests.get(name, found[name]) != found[name] for name, _ in file.tensors)
 
 
 def _digest_unseen(

@@ -11,12 +11,12 @@ from functools import cache
 from pathlib import Path
 
 from crash_cases import Case, write_inputs
-from durable import Durable, Tree, put_tree, take_tree
+from durable import Durable, Tree, put_tree, take_times, take_tree
 from tracing import Action, Call, Ended, Fail, Kill, in_process, run_traced
 
 __all__ = ["Bench"]
 
-_RANDOM = re.compile(r"[0-9a-f]{16}")
+_RANDOM = re.compile(r"[0-9a-f]{16,}")  # times of files, too
 _TEMPORARY = "tmp"
 
 
@@ -44,7 +44,7 @@ class Bench:
         *self._before_runs, self._call = [self._here(call) for call in case.calls()]
         for call in self._before_runs:
             assert self._run(call) == 0, self._log.read_text()
-        self._old = take_tree(self._disk)
+        self._old, self._old_times = take_tree(self._disk), take_times(self._disk)
         ended = self._traced(lambda call: None)
         assert ended.code == 0, ended.err
         self._new = take_tree(self._disk)
@@ -61,7 +61,7 @@ class Bench:
             number: Which call; one more than there are: the run ends by itself.
             loses: Whether power is lost too.
         """
-        put_tree(self._disk, self._old)
+        self._reset()
         durable = Durable(self._disk)
 
         def act(call: Call) -> Action:
@@ -71,7 +71,7 @@ class Bench:
         ended = self._traced(act, durable.after)
         hit = next((call for call in ended.calls if call.number == number), None)
         where = "after its end" if hit is None else f"at {_told(hit)}"
-        states = {"killed": take_tree(self._disk)}
+        states, times = {"killed": take_tree(self._disk)}, take_times(self._disk)
         if loses:
             states["killed, unsynced names and bytes lost"] = durable.forgetful()
             states["killed, unsynced files empty"] = durable.orderly(lambda size: b"")
@@ -84,12 +84,12 @@ class Bench:
             if _key(tree) in self._seen:
                 continue
             if label != "killed":
-                put_tree(self._disk, tree)
+                put_tree(self._disk, tree, times)
             self._check_next(f"{label} {where}", tree)
 
     def fail(self, number: int, code: int, *, ever_after: bool = False) -> Ended:
         """Let a call fail, and maybe every later one that takes room; what is left must be whole, and explained."""
-        put_tree(self._disk, self._old)
+        self._reset()
 
         def act(call: Call) -> Action:
             if call.number == number or (ever_after and call.number > number and takes_room(call)):
@@ -105,7 +105,7 @@ class Bench:
 
     def alter(self, where: str, act: Callable[[Call], Action]) -> Ended:
         """Run with calls that are cut short: it must succeed as ever."""
-        put_tree(self._disk, self._old)
+        self._reset()
         ended = self._traced(act)
         if ended.code or take_tree(self._disk) != self._new:
             self.wrong.append(f"{where}: exit {ended.code}, {ended.err.strip()[-300:]}")
@@ -113,7 +113,7 @@ class Bench:
 
     def meet(self, number: int) -> None:
         """Stop a run at a call, let another one of the same command run to its end, and let the first go on."""
-        put_tree(self._disk, self._old)
+        self._reset()
         second: list[int] = []
 
         def act(call: Call) -> Action:
@@ -133,7 +133,7 @@ class Bench:
 
     def watch(self) -> int:
         """Look at the outputs at every call of a run, as a reader would; how often that was."""
-        put_tree(self._disk, self._old)
+        self._reset()
 
         def act(call: Call) -> Action:
             tree = take_tree(self._disk)
@@ -147,7 +147,7 @@ class Bench:
 
     def disturb(self, number: int) -> bool:
         """Let an input be written to at a call of a run; whether the run was called off."""
-        put_tree(self._disk, self._old)
+        self._reset()
         before = {name: data for name, data in self._given.items() if data is not None}
         times = {name: (self._inputs / name).stat().st_mtime_ns for name in before}
 
@@ -174,6 +174,9 @@ class Bench:
         """Nothing that was tried may have touched the inputs."""
         if take_tree(self._inputs) != self._given:
             self.wrong.append("the inputs were changed")
+
+    def _reset(self) -> None:
+        put_tree(self._disk, self._old, self._old_times)
 
     def _check_ended(self, where: str, ended: Ended, call: Call | None) -> None:
         tree = take_tree(self._disk)

@@ -15,10 +15,13 @@ from pathlib import Path
 
 from tracing import Call
 
-__all__ = ["Durable", "Tree", "put_tree", "take_tree"]
+__all__ = ["Durable", "Times", "Tree", "put_tree", "take_times", "take_tree"]
 
 Tree = dict[str, bytes | None]
 """Path below a folder to a file's bytes, or None for a folder."""
+
+Times = dict[str, int]
+"""Path below a folder to the time of a file's last modification, in nanoseconds."""
 
 _SYNCS = ("fsync", "fdatasync")
 
@@ -28,13 +31,23 @@ def take_tree(folder: Path) -> Tree:
     return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
 
 
-def put_tree(folder: Path, tree: Tree) -> None:
-    """Make a folder's content a tree."""
+def take_times(folder: Path) -> Times:
+    """When the files below a folder were last written to."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def put_tree(folder: Path, tree: Tree, times: Times | None = None) -> None:
+    """Make a folder's content a tree; a loss of power leaves the files' times, whatever it does to their bytes."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name in sorted(tree):
         data = tree[name]
-        (folder / name).mkdir() if data is None else (folder / name).write_bytes(data)
+        if data is None:
+            (folder / name).mkdir()
+            continue
+        (folder / name).write_bytes(data)
+        if times and name in times:
+            os.utime(folder / name, ns=(times[name], times[name]))
 
 
 class Durable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -215,10 +216,12 @@ def test_what_a_killed_run_completed_is_taken_over(tmp_path: Path) -> None:
     files = [OutputFile(f"{n}.ckpt", "ckpt", (("a", merged(constant(random(n, 4, 5)))),)) for n in range(2)]
     plan = folder_of(tmp_path / "out", *files)
     data = b"of the killed run"
-    known = {"size": len(data), "measured": {"a": {"0:4,0:5": asdict(Statistics(elements=123))}}, "digests": {}}
+    measured = {"a": {"0:4,0:5": asdict(Statistics(elements=123))}}
 
     def complete(hidden: Path) -> None:
         (hidden / "content" / "0.ckpt").write_bytes(data)
+        mtime_ns = (hidden / "content" / "0.ckpt").stat().st_mtime_ns
+        known = {"size": len(data), "mtime_ns": mtime_ns, "measured": measured, "digests": {}}
         (hidden / "parts" / "of the killed run").mkdir(parents=True)
         (hidden / "parts" / "of the killed run" / "1.ckpt").write_bytes(b"half")
         (hidden / "0.ckpt.statistics.json").write_text(json.dumps(known))
@@ -241,16 +244,19 @@ def test_what_a_killed_run_completed_is_taken_over(tmp_path: Path) -> None:
         "{",
         "[]",
         '{"a": 1}',
-        '{"size": 17, "measured": {"a": {"0:4": {"unknown": 1}}}, "digests": {}}',
-        '{"size": 18, "measured": {}, "digests": {}}',
+        '{"size": 17, "mtime_ns": 1000, "measured": {"a": {"0:4": {"unknown": 1}}}, "digests": {}}',
+        '{"size": 18, "mtime_ns": 1000, "measured": {}, "digests": {}}',
+        '{"size": 17, "mtime_ns": 1001, "measured": {}, "digests": {}}',
+        '{"size": 17, "mtime_ns": 1000, "measured": {}}',
     ],
 )
-def test_a_file_whose_measurements_were_lost_is_written_again(tmp_path: Path, left: str | None) -> None:
+def test_a_file_that_was_touched_or_whose_facts_were_lost_is_written_again(tmp_path: Path, left: str | None) -> None:
     file = OutputFile("0.ckpt", "ckpt", (("a", merged(constant(random(0, 4, 5)))),))
     plan = folder_of(tmp_path / "out", file)
 
     def complete(hidden: Path) -> None:
         (hidden / "content" / "0.ckpt").write_bytes(b"of the killed run")
+        os.utime(hidden / "content" / "0.ckpt", ns=(1000, 1000))
         if left is not None:
             (hidden / "0.ckpt.statistics.json").write_text(left)
 
