@@ -11,6 +11,7 @@ from ckpt_tools.pages.extra import require_html_extra
 from ckpt_tools.pages.rendering import render
 from ckpt_tools.reports.base import Report
 from ckpt_tools.writing.beside import write_file
+from ckpt_tools.writing.claims import sweep_published
 from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
 
 __all__ = ["check_page", "write_page"]
@@ -82,6 +83,7 @@ def write_page(report: Report, path: str | os.PathLike[str], *, force: bool = Fa
 def _check_free(page: Path, *, force: bool) -> None:
     if not os.path.lexists(page):
         return
+    sweep_published(page)
     is_file = page.is_file() and not page.is_symlink()
     if not is_file:
         raise OutputExistsError(Problem(str(page), "a folder or a link", "a free path", "Remove it"))

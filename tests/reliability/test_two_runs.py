@@ -45,9 +45,9 @@ def test_an_input_that_is_written_to_calls_the_run_off_or_came_too_late(
     bench = Bench(disk, case)
     points = sorted({2, *chosen_points(len(bench.calls))})
     called_off = sum(bench.disturb(number) for number in points)
-    if not called_off:  # a few points may all lie before the first read or behind the last one
+    if not called_off and not case.reads_first:  # a few points may all lie before the first read or behind the last one
         called_off = any(bench.disturb(number) for number in range(1, len(bench.calls) + 1) if number not in points)
     record_property("changes", len(points))
     record_property("lost", len(bench.wrong))
-    assert called_off, "no change was noticed: the test proves nothing"
+    assert called_off or case.reads_first, "no change was noticed: the test proves nothing"
     assert not bench.wrong, "\n".join(bench.wrong)
