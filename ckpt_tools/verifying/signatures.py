@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from ckpt_tools.writing.atomic import writing_failed
+from ckpt_tools.writing.beside import write_file
+from ckpt_tools.writing.claims import sweep_published
+from ckpt_tools.writing.scratch import scratch_folder
 from surgery.errors import (
     CorruptInputError,
     InputMissingError,
@@ -40,13 +43,15 @@ def sign_output(output: Path, private_key: Path, signature: Path) -> None:
         InputMissingError: The key is not there.
         UsageError: It is no private key, or its password is wrong; the signature would lie in the output.
         OutputExistsError: The signature is there already.
+        OutputLockedError: Another run writes it.
+        ResourceError: It cannot be written.
     """
     model_signing = _load("--sign-key")
     _check_key("--sign-key", private_key)
     if os.path.lexists(signature):
-        raise OutputExistsError(
-            Problem(str(signature), "it exists already", "a free path", "Remove it, or --signature")
-        )
+        sweep_published(signature)
+        taken = Problem(str(signature), "it exists already", "a free path", "Remove it, or --signature")
+        raise OutputExistsError(taken)
     if output.is_dir() and output.resolve() in signature.resolve().parents:
         found = "a place within the output, which it signs"
         raise UsageError(Problem(f"--signature {signature}", found, "a place outside of it"))
@@ -60,10 +65,13 @@ def sign_output(output: Path, private_key: Path, signature: Path) -> None:
         remedy = f"An encrypted key's password goes into {PASSWORD_VARIABLE}"
         raise UsageError(Problem(f"--sign-key {private_key}", _first(error), "a private key in PEM", remedy)) from error
     # The package opens the path that it is given, and would follow a link there: so in a folder that nobody else has.
-    with tempfile.TemporaryDirectory(prefix=f".{signature.name}.", dir=signature.parent) as folder:
-        part = Path(folder, "signature")
-        config.sign(output, part)
-        part.replace(signature)
+    with scratch_folder() as folder:
+        config.sign(output, folder / "signature")
+        data = (folder / "signature").read_bytes()
+    try:
+        write_file(signature, data, force=False)
+    except OSError as error:
+        raise writing_failed(signature, error) from error
 
 
 def check_signature(output: Path, public_key: Path, signature: Path) -> None:

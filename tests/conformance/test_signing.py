@@ -16,6 +16,7 @@ from surgery.errors import (
     CorruptInputError,
     InputMissingError,
     OutputExistsError,
+    ResourceError,
     UsageError,
     VerificationError,
 )
@@ -138,3 +139,19 @@ def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(output: Path, k
     verify_output(output, sign_key=keys[0])
     assert precious.read_text() == "years"
     assert {path.name for path in output.parent.iterdir()} == before | {f"{output.name}.sig"}
+
+
+def test_a_place_that_cannot_be_written_to_is_told(output: Path, keys: tuple[Path, Path]) -> None:
+    with pytest.raises(ResourceError, match="/proc"):
+        verify_output(output, sign_key=keys[0], signature="/proc/none/out.sig")
+
+
+def test_what_a_killed_signer_left_is_removed_by_the_next(output: Path, keys: tuple[Path, Path]) -> None:
+    hidden = output.parent / f".{output.name}.sig.pet-surgery"
+    (hidden / "parts").mkdir(parents=True)
+    verify_output(output, sign_key=keys[0])
+    assert not hidden.exists()
+    (hidden / "parts").mkdir(parents=True)  # killed when the signature was in its place
+    with pytest.raises(OutputExistsError):
+        verify_output(output, sign_key=keys[0])
+    assert not hidden.exists()
