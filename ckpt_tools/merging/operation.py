@@ -214,6 +214,7 @@ def merge(
                 progress=progress,
                 approve=approve_all,
                 executor=executor,
+                # A patch is for the bits of one machine; a combination lies in a folder that is another in each run.
                 resume=patch is None and how.is_sum,
             )
     weights = sum(tensor.nbytes for tensor in inputs.weights.values())
