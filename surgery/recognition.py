@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from surgery.cell_rules import CellFacts
+from surgery.cell_rules import BODIES, CellFacts
 from surgery.methods import LayerKind, TargetLayer
 
 __all__ = ["Recognised", "TensorFacts", "body_of", "count_layers", "recognise_layers"]
@@ -30,9 +30,6 @@ _PARALLEL_CORE = re.compile(
 )
 _DECODER = re.compile(r"(?:.*\.)?decoder\.layers\.\d+\.")
 _ROW_PARALLEL = frozenset({"linear_proj", "linear_fc2"})
-
-# Where MindFormers' `LoraModel.add_adapter` begins, in its order.
-_BODIES = ("network", "backbone", "model", "transformer", "llm_model", "language_model")
 
 _NUMBERED = re.compile(r"(?P<list>(?:.*?\.)?(?:layers?|blocks?|h))\.(?P<number>\d+)\.")
 
@@ -88,7 +85,7 @@ def recognise_layers(tensors: Mapping[str, TensorFacts]) -> Recognised:
 def body_of(names: Iterable[str]) -> str:
     """The attribute of a network from which MindFormers' rules begin; empty where there is none."""
     firsts = {name.partition(".")[0] for name in names if "." in name}
-    return next((body for body in _BODIES if body in firsts), "")
+    return next((body for body in BODIES if body in firsts), "")
 
 
 def count_layers(names: Iterable[str]) -> int:
