@@ -46,7 +46,12 @@ def _most_alike(parts: list[str], candidates: Iterable[tuple[str, list[str]]]) -
     wanted = Counter(parts)
     scored = []
     for candidate, others in candidates:
-        common = (wanted & Counter(others)).total() if wanted.keys() & set(others) else 0
+        # (wanted & Counter(others)).total() takes twenty times as long.
+        left, common = dict(wanted), 0
+        for part in others:
+            if left.get(part):
+                left[part] -= 1
+                common += 1
         if common:
             scored.append((2 * common / (len(parts) + len(others)), candidate))
     return [candidate for _, candidate in nlargest(_COMPARED, scored)]
