@@ -209,7 +209,12 @@ def _pattern_keys(names: Sequence[str]) -> list[str]:
 
     So a text model's `model.layers.0.q_proj` is not taken for a vision tower's `vision.model.layers.0.q_proj`.
     """
-    ends = {".".join(parts[depth:]) for parts in (name.split(".") for name in names) for depth in range(1, len(parts))}
+    known, ends = set(names), set()
+    for name in names:
+        rest = name
+        while rest := rest.partition(".")[2]:
+            if rest in known:
+                ends.add(rest)
     return [f"^{name}" if name in ends else name for name in names]
 
 

@@ -89,7 +89,7 @@ class LoraConfig:
         PEFT compares the ends of module names, not whole components.
         """
         components = layer.split(".")
-        paths = [".".join(components[:depth]) for depth in range(1, len(components) + 1)]
+        paths = (".".join(components[:depth]) for depth in range(1, len(components) + 1))
         return any(path.endswith(self.modules_to_save) for path in paths)
 
     def scaling(self, layer: str, rank: int | None = None) -> float:
