@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from surgery.cell_rules import BODIES, CellFacts
+from surgery.errors import MismatchError, Problem
 from surgery.methods import LayerKind, TargetLayer
 
 __all__ = ["Recognised", "TensorFacts", "body_of", "count_layers", "recognise_layers"]
@@ -30,6 +31,9 @@ _PARALLEL_CORE = re.compile(
 )
 _DECODER = re.compile(r"(?:.*\.)?decoder\.layers\.\d+\.")
 _ROW_PARALLEL = frozenset({"linear_proj", "linear_fc2"})
+
+# Networks have some ten cells within each other. The time grows with the cube of it, and a name may have 64 KiB.
+_MAX_DEPTH = 100
 
 _NUMBERED = re.compile(r"(?P<list>(?:.*?\.)?(?:layers?|blocks?|h))\.(?P<number>\d+)\.")
 
@@ -62,7 +66,13 @@ def recognise_layers(tensors: Mapping[str, TensorFacts]) -> Recognised:
 
     Args:
         tensors: Its parameters, in order.
+
+    Raises:
+        MismatchError: A name has more components than a network has cells within each other.
     """
+    deep = next((name for name in tensors if name.count(".") > _MAX_DEPTH), None)
+    if deep is not None:
+        raise MismatchError(Problem(deep, f"{deep.count('.')} cells within each other", f"{_MAX_DEPTH} at most"))
     own: dict[str, list[str]] = {}
     containers: set[str] = set()
     for name in tensors:
