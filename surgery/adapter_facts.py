@@ -91,8 +91,9 @@ def surgery_section(base_fingerprint: str, **more: Any) -> dict[str, Any]:
 
 def peft_config(facts: AdapterFacts) -> dict[str, Any]:
     """What PEFT's `adapter_config.json` says of a LoRA adapter, and vLLM reads of it."""
-    rank, ranks = _usual_and_others((layer.name, layer.rank) for layer in facts.layers)
-    alpha, alphas = _usual_and_others((layer.name, layer.alpha) for layer in facts.layers)
+    keys = _pattern_keys([layer.name for layer in facts.layers])
+    rank, ranks = _usual_and_others((key, layer.rank) for key, layer in zip(keys, facts.layers, strict=True))
+    alpha, alphas = _usual_and_others((key, layer.alpha) for key, layer in zip(keys, facts.layers, strict=True))
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -201,6 +202,20 @@ def _target_modules(facts: AdapterFacts) -> Sequence[str]:
     for layer in facts.layers:
         names[layer.name if _leaf(layer) in others else _leaf(layer)] = None
     return list(names)
+
+
+def _pattern_keys(names: Sequence[str]) -> list[str]:
+    """For each layer the expression that PEFT finds it by: its name, behind `^` where that ends another's name too.
+
+    So a text model's `model.layers.0.q_proj` is not taken for a vision tower's `vision.model.layers.0.q_proj`.
+    """
+    known, ends = set(names), set()
+    for name in names:
+        rest = name
+        while rest := rest.partition(".")[2]:
+            if rest in known:
+                ends.add(rest)
+    return [f"^{name}" if name in ends else name for name in names]
 
 
 def _block(name: str) -> int:

@@ -16,7 +16,20 @@ from surgery.errors import MismatchError, Problem
 from surgery.expressions import fullmatch, match
 from surgery.near import near_names
 
-__all__ = ["DEFAULT_TARGETS", "CellFacts", "CellRule", "SelectedCells", "SkippedCell", "is_on_paths", "select_cells"]
+__all__ = [
+    "BODIES",
+    "DEFAULT_TARGETS",
+    "CellFacts",
+    "CellRule",
+    "SelectedCells",
+    "SkippedCell",
+    "exclusion_of",
+    "is_on_paths",
+    "select_cells",
+]
+
+BODIES = ("network", "backbone", "model", "transformer", "llm_model", "language_model")
+"""The attributes of a network at whose first one MindFormers begins to walk (`LoraModel.add_adapter`)."""
 
 # MindFormers' rule where a configuration has none (`LoraAdapter.get_pet_model`), and the design document's.
 DEFAULT_TARGETS = r".*dense*|.*linear*"
@@ -118,7 +131,7 @@ def _selected_on_paths(rule: CellRule, cell: CellFacts) -> str | None:
         return None
     components = cell.path.split(".")
     for depth in range(1, len(components) + 1):
-        excluded = _exclusion(rule, components[:depth])
+        excluded = exclusion_of(rule.exclude, components[:depth])
         if excluded:
             return excluded
     return _obstacle(cell)
@@ -135,7 +148,7 @@ def _selected_on_names(rule: CellRule, cell: CellFacts, body: str) -> str | None
     if len(components) == begin or not match(rule.target, components[-1]):
         return None
     for depth in range(begin + 1, len(components) + 1):
-        excluded = _exclusion(rule, components[:depth])
+        excluded = exclusion_of(rule.exclude, components[:depth])
         if excluded:
             return excluded
         if depth < len(components) and match(rule.target, components[depth - 1]):
@@ -144,9 +157,15 @@ def _selected_on_names(rule: CellRule, cell: CellFacts, body: str) -> str | None
     return _obstacle(cell)
 
 
-def _exclusion(rule: CellRule, components: list[str]) -> str:
+def exclusion_of(patterns: Sequence[str], components: Sequence[str]) -> str:
+    """Which of some expressions leaves a cell as it is, with all that is in it: in words, empty where none does.
+
+    Args:
+        patterns: The expressions; those that ask for a dot are tried on the path, others on the cell's own name.
+        components: The cell's path.
+    """
     path = ".".join(components)
-    for pattern in rule.exclude:
+    for pattern in patterns:
         found = fullmatch(pattern, path) if is_on_paths(pattern) else match(pattern, components[-1])
         if found:
             return f"excluded by exclude_layers ({pattern}, which matches {path!r})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -17,6 +18,8 @@ __all__ = ["LAYER_INDEX_PATTERN", "LAYER_PATTERN", "SAVED_MODULE_PATTERN", "Lora
 LAYER_PATTERN = r"(.*\.)?({})$"
 LAYER_INDEX_PATTERN = r"(?:^|.*?\.){}\.(?P<index>\d+)\."
 SAVED_MODULE_PATTERN = r"(^|.*\.){}($|\..*)"
+
+_PLAIN = re.compile(r"[\w.-]+")
 
 
 class Selection(Enum):
@@ -89,7 +92,7 @@ class LoraConfig:
         PEFT compares the ends of module names, not whole components.
         """
         components = layer.split(".")
-        paths = [".".join(components[:depth]) for depth in range(1, len(components) + 1)]
+        paths = (".".join(components[:depth]) for depth in range(1, len(components) + 1))
         return any(path.endswith(self.modules_to_save) for path in paths)
 
     def scaling(self, layer: str, rank: int | None = None) -> float:
@@ -135,6 +138,16 @@ def _pattern_of(patterns: Iterable[str], layer: str) -> str | None:
     end: `q_proj`, `layers.1.mlp`, `^model.layers.0.self_attn.q_proj`.
     """
     for pattern in patterns:
-        if match(LAYER_PATTERN.replace("{}", pattern), layer):
+        # A configuration may have a pattern for each layer: those that are but names are compared without `re`.
+        is_plain = _PLAIN.fullmatch(pattern) is not None and "\n" not in layer
+        if _ends(pattern, layer) if is_plain else match(LAYER_PATTERN.replace("{}", pattern), layer):
             return pattern
     return None
+
+
+def _ends(pattern: str, layer: str) -> bool:
+    """What `LAYER_PATTERN` says of a pattern of letters, digits and dots, which stand for any letter."""
+    start = len(layer) - len(pattern)
+    if start < 0 or (start and layer[start - 1] != "."):
+        return False
+    return all(wanted in (found, ".") for wanted, found in zip(pattern, layer[start:], strict=True))

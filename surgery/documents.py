@@ -19,6 +19,7 @@ _MAX_YAML_BYTES = 512 * 1024
 _MAX_NODES = 1_000_000
 _MAX_DIGITS = 1000
 _MAX_SHOWN = 300
+_MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -56,17 +57,26 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     import yaml  # 20 ms that most runs need not spend
 
     class Loader(yaml.SafeLoader):
-        """`SafeLoader` that refuses duplicate keys."""
+        """`SafeLoader` with merge keys (`<<`) as YAML defines them.
 
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
-            twice = [key for key, count in keys.items() if count > 1]
-            if twice:
-                where = f"{path}, line {node.start_mark.line + 1}"
-                raise CorruptInputError(
-                    Problem(where, f"key {_shown(repr(twice[0]))} twice", "each key once in a mapping")
-                )
-            return super().construct_mapping(node, deep)
+        What a mapping says itself comes before what it merges, and of that the first. PyYAML 6.0.4 takes the last of
+        several merged mappings, 6.0.1 the first, and the former overrides keys of one letter by what is merged.
+        """
+
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            own = [pair for pair in node.value if pair[0].tag != _MERGE]
+            merged = []
+            for source in (value for key, value in node.value if key.tag == _MERGE):
+                for mapping in source.value if isinstance(source, yaml.SequenceNode) else [source]:
+                    if not isinstance(mapping, yaml.MappingNode):
+                        raise yaml.constructor.ConstructorError(
+                            "while merging", node.start_mark, "expected a mapping", mapping.start_mark
+                        )
+                    self.flatten_mapping(mapping)
+                    merged += mapping.value
+            first = {(key.tag, str(key.value)): (key, value) for key, value in reversed([*own, *merged])}
+            node.value = list(reversed(first.values()))
+            super().flatten_mapping(node)
 
     text = _read_text(path, _MAX_YAML_BYTES)
     try:
@@ -74,7 +84,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         node = loader.get_single_node()
         if node is None:
             raise CorruptInputError(Problem(str(path), "an empty file", "a YAML mapping"))
-        _check_size(path, node)
+        _check_nodes(path, node)
         value = loader.construct_document(node)
     except RecursionError as error:
         raise _corrupt(path, "YAML nested too deeply") from error
@@ -112,11 +122,12 @@ def _without_duplicates(path: str | os.PathLike[str], pairs: list[tuple[str, Any
     return result
 
 
-def _check_size(path: str | os.PathLike[str], root: Any) -> None:
-    """Count the nodes that the document has with every alias written out, without writing one out.
+def _check_nodes(path: str | os.PathLike[str], root: Any) -> None:
+    """Refuse what is twice in a mapping, or too large, before anything is made of the nodes.
 
-    A node is shared by its aliases, so a few lines can stand for 10^9 nodes; and one may contain itself. The time that
-    a number takes grows with the square of its length: YAML counts `1:1:1` to the base of 60.
+    A node is shared by its aliases, so a few lines can stand for 10^9 nodes; and one may contain itself. They are
+    counted with every alias written out, without writing one out. The time that a number takes grows with the square
+    of its length: YAML counts `1:1:1` to the base of 60.
     """
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
@@ -133,6 +144,11 @@ def _check_size(path: str | os.PathLike[str], root: Any) -> None:
             raise _corrupt(path, f"a number of {len(node.value)} characters")
         open_nodes.add(id(node))
         children = node.value if isinstance(node.value, list) else []
+        keys = Counter(child[0].value for child in children if isinstance(child, tuple) and _is_plain_key(child[0]))
+        twice = [key for key, count in keys.items() if count > 1]
+        if twice:
+            where = f"{path}, line {node.start_mark.line + 1}"
+            raise CorruptInputError(Problem(where, f"key {_shown(repr(twice[0]))} twice", "each key once in a mapping"))
         total = 1 + sum(size(part) for child in children for part in (child if isinstance(child, tuple) else (child,)))
         open_nodes.discard(id(node))
         if total > _MAX_NODES:
@@ -145,6 +161,10 @@ def _check_size(path: str | os.PathLike[str], root: Any) -> None:
         return total
 
     size(root)
+
+
+def _is_plain_key(node: Any) -> bool:
+    return isinstance(node.value, str) and node.value != "<<"
 
 
 def _shown(text: str) -> str:

@@ -72,9 +72,10 @@ class Problem:
     def __str__(self) -> str:
         # What an input says may be of any length.
         where, expected, found = _short(self.where, _MAX_PLACE), _short(self.expected), _short(self.found)
+        remedy = _short(self.remedy)
         text = f"{where}: "
         text += f"expected {expected}, found {found}." if expected else f"{found}."
-        return f"{text} {self.remedy}{'' if self.remedy.endswith('?') else '.'}" if self.remedy else text
+        return f"{text} {remedy}{'' if remedy.endswith('?') else '.'}" if remedy else text
 
 
 class PetSurgeryError(Exception):

@@ -54,7 +54,7 @@ def extract_low_rank(
     """Approximate a matrix by one of low rank.
 
     Args:
-        delta: `(out, in)`, float32.
+        delta: `(out, in)`, float32, finite, with elements.
         rank: The rank; None for the least that has the energy.
         energy: The share of the sum of squares to keep, where no rank is given; 1 keeps all that is above `edge`.
         edge: Singular values up to this are noise, and never kept, whatever the energy.
@@ -88,7 +88,7 @@ def rounding_edge(weight: np.ndarray, digits: int) -> float:
     the norm of the row with the largest ones plus that of such a column (Bandeira and van Handel, arXiv:1408.6185).
 
     Args:
-        weight: The weight after, `(out, in)`, float32 or float64.
+        weight: The weight after, `(out, in)`, float32 or float64, with elements.
         digits: Binary digits of its type, the hidden one among them: 24 of float32, 8 of bfloat16.
     """
     rows: list[float] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -77,7 +78,6 @@ _METHOD_ROLES = frozenset(
 _UNGATHERED = (
     "Save the adapter again with its shards gathered (DeepSpeed ZeRO-3 and FSDP leave such tensors behind otherwise)"
 )
-
 
 # So PEFT spells what it adds to the `out_proj` of a torch.nn.MultiheadAttention, and nothing else.
 _MULTIHEAD_OUTPUT = ".base_layer.out_proj."
@@ -186,7 +186,7 @@ def _pair(
     faults = [
         _width_fault(vector, shapes[vector.name], width)
         for vector in (magnitude, b_bias)
-        if vector is not None and _elements(shapes[vector.name]) != width
+        if vector is not None and math.prod(shapes[vector.name]) != width
     ]
     if faults:
         return None, faults
@@ -301,10 +301,3 @@ def _width_fault(vector: ParameterName, shape: Shape, width: int) -> Problem:
     return Problem(
         vector.name, f"shape {shape}", f"{width} elements, one for each row of B", "It belongs to another adapter"
     )
-
-
-def _elements(shape: Shape) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

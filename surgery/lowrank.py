@@ -70,6 +70,9 @@ def dora_factor(magnitude: np.ndarray, norms_squared: np.ndarray) -> np.ndarray:
     Args:
         magnitude: The trained magnitudes m, `(out,)`.
         norms_squared: The sums of squares of the output features of W + delta, `(out,)`.
+
+    Returns:
+        `(out,)`, float64; Inf or NaN where a feature of W + delta is all zeros.
     """
     return np.divide(magnitude.astype(np.float64), np.sqrt(norms_squared))
 

@@ -9,6 +9,7 @@ from typing import Any
 from surgery.config import LoraConfig, Selection
 from surgery.documents import read_json, read_yaml
 from surgery.errors import MismatchError, Problem
+from surgery.methods import known_methods
 from surgery.mindformers_sections import PLACES, pet_sections
 from surgery.options import Options, is_unset
 
@@ -24,20 +25,6 @@ _HARMLESS_OPTIONS = frozenset(
         *("in_channels", "out_channels"),  # of the first generation's pet_config
     }
 )
-
-_REFUSED_METHODS = {
-    "ptuning2": ("it trains a prefix and changes no weight", "Serve the model with its prefix"),
-    "prefixtuning": ("it trains a prefix and changes no weight", "Serve the model with its prefix"),
-    "adapter": (
-        "it adds layers with an activation, which no weight can hold",
-        "Serve the model with its adapter layers",
-    ),
-    "low_rank_adapter": (
-        "it adds layers with an activation, which no weight can hold",
-        "Serve the model with its adapter layers",
-    ),
-    "slora": ("it names many adapters, each with a configuration of its own", "Give the folder of the adapter itself"),
-}
 
 
 def read_run_yaml(path: str | os.PathLike[str]) -> LoraConfig:
@@ -111,13 +98,12 @@ def parse_run(values: dict[str, Any], source: str) -> LoraConfig:
 
 def _parse(where: str, section: dict[str, Any], selection: Selection, source: str) -> LoraConfig:
     options = Options(where, section)
-    method = options.text("pet_type") or "lora"
+    method = (options.text("pet_type") or "lora").lower()
     options.check()
     if method == "bitfit":
         return LoraConfig(source, selection=selection)  # its weights take the place of the base's, with no scale
     if method != "lora":
-        reason, remedy = _REFUSED_METHODS.get(method, ("a method that is not known here", ""))
-        raise MismatchError(Problem(f"{where}: pet_type", f"{method}: {reason}", "lora", remedy))
+        raise MismatchError(_refused_method(f"{where}: pet_type", method))
     target_modules = options.names_or_expression("target_modules" if options.given("target_modules") else "reg_rules")
     exclude_layers = options.names_or_expression("exclude_layers")
     config = LoraConfig(
@@ -144,6 +130,16 @@ def _parse(where: str, section: dict[str, Any], selection: Selection, source: st
     if unknown:
         raise MismatchError(unknown)
     return config
+
+
+def _refused_method(where: str, pet_type: str) -> Problem:
+    if pet_type == "slora":
+        reason, remedy = "it names many adapters, each with a configuration of its own", "Give the adapter's own folder"
+    else:
+        reasons = {method.pet_type: method.cannot_fold for method in known_methods()}
+        reason = reasons.get(pet_type, "a method that is not known here")
+        remedy = "Serve the network with what the method adds" if pet_type in reasons else ""
+    return Problem(where, f"{pet_type}: {reason}", "lora", remedy)
 
 
 def _alpha(options: Options, selection: Selection) -> float | None:

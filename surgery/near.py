@@ -11,6 +11,8 @@ __all__ = ["near_names"]
 
 _CLOSE_ENOUGH = 0.5
 _COMPARED = 48
+# Of longer names the ends are compared: the time grows with the square of the length, and an input may have any names.
+_MAX_CHARACTERS = 256
 
 
 def near_names(name: str, candidates: Iterable[str], n: int = 3) -> list[str]:
@@ -29,10 +31,10 @@ def near_names(name: str, candidates: Iterable[str], n: int = 3) -> list[str]:
     if len(shared) < n:
         shared = _most_alike(list(name), ((candidate, list(candidate)) for candidate in pool))
     matcher = SequenceMatcher(autojunk=False)
-    matcher.set_seq2(name)
+    matcher.set_seq2(name[-_MAX_CHARACTERS:])
     scored = []
     for candidate in shared:
-        matcher.set_seq1(candidate)
+        matcher.set_seq1(candidate[-_MAX_CHARACTERS:])
         ratio = matcher.ratio()
         if ratio >= _CLOSE_ENOUGH:
             scored.append((ratio, candidate))
@@ -44,7 +46,12 @@ def _most_alike(parts: list[str], candidates: Iterable[tuple[str, list[str]]]) -
     wanted = Counter(parts)
     scored = []
     for candidate, others in candidates:
-        common = (wanted & Counter(others)).total() if wanted.keys() & set(others) else 0
+        # (wanted & Counter(others)).total() takes twenty times as long.
+        left, common = dict(wanted), 0
+        for part in others:
+            if left.get(part):
+                left[part] -= 1
+                common += 1
         if common:
             scored.append((2 * common / (len(parts) + len(others)), candidate))
     return [candidate for _, candidate in nlargest(_COMPARED, scored)]

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from surgery.cell_rules import CellFacts
+from surgery.cell_rules import BODIES, CellFacts
+from surgery.errors import MismatchError, Problem
 from surgery.methods import LayerKind, TargetLayer
 
 __all__ = ["Recognised", "TensorFacts", "body_of", "count_layers", "recognise_layers"]
@@ -31,8 +32,8 @@ _PARALLEL_CORE = re.compile(
 _DECODER = re.compile(r"(?:.*\.)?decoder\.layers\.\d+\.")
 _ROW_PARALLEL = frozenset({"linear_proj", "linear_fc2"})
 
-# Where MindFormers' `LoraModel.add_adapter` begins, in its order.
-_BODIES = ("network", "backbone", "model", "transformer", "llm_model", "language_model")
+# Networks have some ten cells within each other. The time grows with the cube of it, and a name may have 64 KiB.
+_MAX_DEPTH = 100
 
 _NUMBERED = re.compile(r"(?P<list>(?:.*?\.)?(?:layers?|blocks?|h))\.(?P<number>\d+)\.")
 
@@ -65,7 +66,13 @@ def recognise_layers(tensors: Mapping[str, TensorFacts]) -> Recognised:
 
     Args:
         tensors: Its parameters, in order.
+
+    Raises:
+        MismatchError: A name has more components than a network has cells within each other.
     """
+    deep = next((name for name in tensors if name.count(".") > _MAX_DEPTH), None)
+    if deep is not None:
+        raise MismatchError(Problem(deep, f"{deep.count('.')} cells within each other", f"{_MAX_DEPTH} at most"))
     own: dict[str, list[str]] = {}
     containers: set[str] = set()
     for name in tensors:
@@ -88,7 +95,7 @@ def recognise_layers(tensors: Mapping[str, TensorFacts]) -> Recognised:
 def body_of(names: Iterable[str]) -> str:
     """The attribute of a network from which MindFormers' rules begin; empty where there is none."""
     firsts = {name.partition(".")[0] for name in names if "." in name}
-    return next((body for body in _BODIES if body in firsts), "")
+    return next((body for body in BODIES if body in firsts), "")
 
 
 def count_layers(names: Iterable[str]) -> int:

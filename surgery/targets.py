@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from surgery import expressions
-from surgery.cell_rules import is_on_paths
+from surgery.cell_rules import BODIES, exclusion_of, is_on_paths
 from surgery.config import LAYER_INDEX_PATTERN, SAVED_MODULE_PATTERN, LoraConfig, Selection
 
 __all__ = ["Verdict", "selects"]
@@ -29,9 +29,6 @@ class Verdict:
 
 
 _ALL_LINEAR = "all-linear"
-
-# The attribute of a network that MindFormers' `LoraModel.add_adapter` walks through; its own name is not tried.
-_MINDFORMERS_BODIES = frozenset({"network", "backbone", "model", "transformer", "llm_model", "language_model"})
 
 
 def selects(config: LoraConfig, layer: str, *, is_linear: bool = True, is_output_head: bool = False) -> Verdict:
@@ -105,34 +102,43 @@ def _selects_as_mindformers(config: LoraConfig, layer: str, *, is_linear: bool) 
     tries `re.match` on the name that each cell has in its parent: an excluded cell is left with all that is in it, and
     of a selected one that is no linear layer nothing is looked at any more. PyNative (`pynative/pet/lora_adapter.py`,
     2.1) tries `re.search` on the path, and excludes a cell with all that is in it likewise. A rule that asks for a dot
-    is one of `surgery.network`, on paths.
+    is one of `surgery.network`, on paths: see `surgery.cell_rules`.
     """
-    if config.selection is Selection.MINDFORMERS and is_on_paths(str(config.target_modules)):
-        if not expressions.fullmatch(str(config.target_modules), layer):
-            return Verdict(False, f"is not selected by target_modules ({config.target_modules})")
-        return Verdict(True, f"is selected by target_modules ({config.target_modules})")
-    components = layer.split(".")
-    if config.selection is Selection.MINDFORMERS and len(components) > 1 and components[0] in _MINDFORMERS_BODIES:
-        del components[0]
     expression = config.target_modules
     exclusions = config.exclude_modules or ()
     exclusions = (exclusions,) if isinstance(exclusions, str) else exclusions
     if not isinstance(expression, str):
         return Verdict(False, "cannot be selected: the configuration has no target_modules")
+    components = layer.split(".")
     by_path = config.selection is Selection.MINDFORMERS_PYNATIVE
-    for depth in range(1, len(components) + 1):
-        tried = ".".join(components[:depth]) if by_path else components[depth - 1]
-        matches = expressions.search if by_path else expressions.match
-        for pattern in exclusions:
-            if matches(pattern, tried):
-                return Verdict(False, f"is excluded by exclude_layers ({pattern}, which matches {tried!r})")
-        selected = matches(expression, tried) is not None
-        if depth == len(components):
-            if not selected:
-                return Verdict(False, f"is not selected by target_modules ({expression})")
-            if not is_linear:
-                return Verdict(False, f"is no linear layer, though target_modules selects it ({expression})")
-            return Verdict(True, f"is selected by target_modules ({expression})")
-        if selected and not by_path:
-            return Verdict(False, f"is inside of {tried!r}, which target_modules selects but which is no linear layer")
-    return Verdict(False, "has no name")
+    on_paths = not by_path and is_on_paths(expression)
+    has_body = not by_path and not on_paths and len(components) > 1 and components[0] in BODIES
+    for depth in range(2 if has_body else 1, len(components) + 1):
+        excluded = _exclusion(exclusions, components[:depth], by_path=by_path)
+        if excluded:
+            return Verdict(False, f"is {excluded}")
+        if depth < len(components) and not by_path and not on_paths:
+            name = components[depth - 1]
+            if expressions.match(expression, name):
+                return Verdict(
+                    False, f"is inside of {name!r}, which target_modules selects but which is no linear layer"
+                )
+    if by_path:
+        selected = expressions.search(expression, layer)
+    else:
+        selected = (
+            expressions.fullmatch(expression, layer) if on_paths else expressions.match(expression, components[-1])
+        )
+    if not selected:
+        return Verdict(False, f"is not selected by target_modules ({expression})")
+    if not is_linear:
+        return Verdict(False, f"is no linear layer, though target_modules selects it ({expression})")
+    return Verdict(True, f"is selected by target_modules ({expression})")
+
+
+def _exclusion(patterns: tuple[str, ...], components: list[str], *, by_path: bool) -> str:
+    if not by_path:
+        return exclusion_of(patterns, components)
+    path = ".".join(components)
+    found = next((pattern for pattern in patterns if expressions.search(pattern, path)), "")
+    return f"excluded by exclude_layers ({found}, which matches {path!r})" if found else ""

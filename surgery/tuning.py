@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.adapter_facts import SECTION
+from surgery.adapter_files import CONFIG_NAME
 from surgery.config import LoraConfig, Selection
 from surgery.documents import read_json, read_yaml
 from surgery.errors import MismatchError, Problem
@@ -23,8 +24,6 @@ from surgery.peft_config import parse_peft_config
 from surgery.pet_config import parse_pet_config
 
 __all__ = ["Tuning", "parse_tuning", "read_tuning"]
-
-_ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ def read_tuning(path: str | os.PathLike[str]) -> Tuning:
         MismatchError: It says nothing on tuning, says two things that differ, or wants what MindFormers' networks lack.
     """
     file = Path(path)
-    file = file / _ADAPTER_CONFIG if file.is_dir() else file
+    file = file / CONFIG_NAME if file.is_dir() else file
     return parse_tuning(read_json(file) if file.suffix.lower() == ".json" else read_yaml(file), str(file))
 
 

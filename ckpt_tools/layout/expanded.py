@@ -9,9 +9,10 @@ the device axis that cuts them, and 1 where it is of size 1, which the compiler 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations, pairwise
+from functools import cache
+from itertools import pairwise
 
 from ckpt_tools.layout.model import Layout
 
@@ -39,32 +40,56 @@ def _folded(layout: Layout, shape: tuple[int, ...], cuts: tuple[int, ...]) -> La
     lengths = layout.expanded_shape
     if not lengths or len(lengths) == len(shape):
         return layout
-    sizes, found = _sizes(layout), []
-    for groups in _groups(len(lengths), len(shape)):
-        is_one = all(lengths[axis] == sizes[axis] for start, stop in groups for axis in range(start, stop - 1))
-        wholes = [math.prod(lengths[start:stop]) for start, stop in groups]
-        parts = [math.prod(cuts[start:stop]) for start, stop in groups]
-        if is_one and _fit(wholes, parts, shape, with_shards=bool(cuts and layout.shard_step and layout.shard_size)):
-            found.append(tuple(sum(layout.tensor_map[start:stop], ()) for start, stop in groups))
-    return replace(layout, tensor_map=found[0], expanded_shape=()) if len(found) == 1 else layout
+    with_shards = bool(cuts and layout.shard_step and layout.shard_size)
+    found = _groupings(lengths, _sizes(layout), shape, cuts, with_shards=with_shards)
+    if len(found) != 1:
+        return layout
+    tensor_map = tuple(sum(layout.tensor_map[start:stop], ()) for start, stop in pairwise((0, *found[0])))
+    return replace(layout, tensor_map=tensor_map, expanded_shape=())
 
 
-def _fit(wholes: list[int], parts: list[int], shape: tuple[int, ...], *, with_shards: bool) -> bool:
-    """Whether axes of these lengths, cut so often, have this shape; optimizer shards cut the first once more."""
-    for axis, (whole, part, length) in enumerate(zip(wholes, parts, shape, strict=True)):
-        if axis == 0 and with_shards:
-            if not length or whole % (part * length):
-                return False
-        elif whole != part * length:
-            return False
-    return True
+def _groupings(
+    lengths: tuple[int, ...],
+    sizes: tuple[int, ...],
+    shape: tuple[int, ...],
+    cuts: tuple[int, ...],
+    *,
+    with_shards: bool,
+) -> list[tuple[int, ...]]:
+    """The ways to make the axes of a shape of groups of expanded axes that follow each other.
+
+    Args:
+        lengths: Of each expanded axis.
+        sizes: In how many parts each expanded axis is cut.
+        shape: The shape to make.
+        cuts: In how many parts each expanded axis is cut where the shape is that of a slice; else empty.
+        with_shards: Whether optimizer shards cut the first axis of the slice once more.
+
+    Returns:
+        For each way the ends of its groups. Two of them at most: what can be read in two ways cannot be told. So the
+        work is bounded, while the ways of 32 axes are 10^8 and more.
+    """
+
+    @cache
+    def ways(start: int, axis: int) -> list[tuple[int, ...]]:
+        if axis == len(shape):
+            return [()] if start == len(lengths) else []
+        found: list[tuple[int, ...]] = []
+        for stop in range(start + 1, len(lengths) + 1):
+            whole, part = math.prod(lengths[start:stop]), math.prod(cuts[start:stop])
+            if _fits(whole, part * shape[axis], is_divided=with_shards and axis == 0):
+                found += [(stop, *rest) for rest in ways(stop, axis + 1)]
+            # All axes of a group but the last are as long as what cuts them.
+            if len(found) > 1 or lengths[stop - 1] != sizes[stop - 1]:
+                break
+        return found[:2]
+
+    return ways(0, 0)
 
 
-def _groups(count: int, wanted: int) -> Iterator[list[tuple[int, int]]]:
-    """All ways to divide axes that follow each other into groups."""
-    if 0 < wanted <= count:
-        for edges in combinations(range(1, count), wanted - 1):
-            yield list(pairwise((0, *edges, count)))
+def _fits(whole: int, together: int, *, is_divided: bool) -> bool:
+    """Whether slices that have a length together make up an axis, or so many of them that shards divide them."""
+    return bool(together) and whole % together == 0 if is_divided else whole == together
 
 
 def _sizes(layout: Layout) -> tuple[int, ...]:

@@ -35,6 +35,9 @@ _UNFOLDABLE = {
 # What `all-linear` leaves out.
 _OUTPUT_HEADS = frozenset({"lm_head", "embed_out", "output_layer", "output"})
 
+# Looking for near names takes time; whoever sees so many problems needs no more of them.
+_MAX_NEAR = 50
+
 _UNFOLDABLE_REMEDY = "Load it into a network that was built with the same pet_config, and serve that"
 
 
@@ -159,7 +162,7 @@ class _Folder:
         if all(self._is_allowed(adapter_key) for adapter_key in keys):
             self._drop_unused(keys)
             return
-        near = near_names(name, self._base)
+        near = near_names(name, self._base) if len(self._plan.problems) < _MAX_NEAR else []
         remedy = f"Near names: {', '.join(near)}" if near else "Do base and adapter belong together?"
         config = self._adapter.config
         if pair is None and config is not None and config.saves_module(name.rpartition(".")[0]):

@@ -16,12 +16,12 @@ from ckpt_tools.fingerprint import same_values, target_fingerprint
 from ckpt_tools.progress import Progress
 from ckpt_tools.reports import ExtractedLayer
 from ckpt_tools.splitting.selection import Selected
-from ckpt_tools.tensors.casts import cast_array, widen
+from ckpt_tools.tensors.casts import cast_array, count_nonfinite, widen
 from ckpt_tools.tensors.dtypes import BY_NAME, DType
 from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored, files_of
 from ckpt_tools.tensors.sources import check_unchanged, open_source
 from ckpt_tools.writing.scratch import scratch_folder
-from surgery.errors import MismatchError, Problem
+from surgery.errors import MismatchError, NonFiniteError, Problem
 from surgery.extraction import LowRank, extract_low_rank, rounding_edge
 from surgery.lowrank import lora_delta
 from surgery.naming import Role, classify
@@ -35,6 +35,8 @@ _LOOKED_UP = frozenset(
     {"embed_tokens", "tok_embeddings", "word_embeddings", "wte", "wpe", "embed_in", "position_embeddings", "embedding"}
 )
 _HEADS = frozenset({"lm_head", "embed_out", "output_layer"})  # often tied to the embedding
+
+_MAX_PROBLEMS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def _common_names(tuned: Opened, base: Opened, exclude: Sequence[str]) -> list[s
                 Problem(where, found, "weights of a full fine-tune", "Leave --base out: it is split as it is")
             )
         elif name not in before:
-            near = near_names(name, before)
+            near = near_names(name, before) if len(problems) < _MAX_PROBLEMS else []
             likely = f"Is it {' or '.join(near)}? " if near else ""
             remedy = f"{likely}Translate the names with pet-transform --names, or leave it out with --exclude"
             problems.append(Problem(where, f"nothing of that name in {base.base.path}", "the same network", remedy))
@@ -133,7 +135,7 @@ def _common_names(tuned: Opened, base: Opened, exclude: Sequence[str]) -> list[s
         else:
             names.append(name)
     if problems:
-        raise MismatchError(problems[:50])
+        raise MismatchError(problems[:_MAX_PROBLEMS])
     return names
 
 
@@ -202,13 +204,21 @@ def _kind(name: str, tensor: LazyTensor, embeddings: str, family: str) -> str:
 def _extract_one(
     name: str, tuned: LazyTensor, base: LazyTensor, options: ExtractionOptions, result: Extracted
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """A and B of a matrix; None where it did not change."""
+    """A and B of a matrix; None where it did not change.
+
+    Raises:
+        NonFiniteError: The change holds NaN or Inf, which have no singular values.
+    """
     after, before = tuned.read_all(), base.read_all()
     delta = np.array(widen(after), np.float32)
     edge = rounding_edge(delta, _DIGITS[tuned.dtype.name])
-    delta -= widen(before)
+    with np.errstate(over="ignore", invalid="ignore"):  # counted
+        delta -= widen(before)
     if not delta.any():
         return None
+    if count := count_nonfinite(delta):
+        what = f"{count} values that are NaN or Inf, in the fine-tune or its base"
+        raise NonFiniteError(Problem(name, what, "finite values", "Leave it out with --exclude"))
     found = extract_low_rank(delta, rank=options.rank, energy=options.energy, edge=edge, seed=options.seed)
     if not found.rank:
         result.skipped.append(name)  # nothing but rounding

@@ -112,7 +112,7 @@ def split(
         InputMissingError: An input is not there.
         CorruptInputError: An input breaks its format.
         MismatchError: There is no delta, it does not fit together, or alpha is needed and unknown.
-        NonFiniteError: A value is beyond the range of `dtype`.
+        NonFiniteError: A value is beyond the range of `dtype`; or with `base` a matrix changed by NaN or Inf.
         ResourceError: No room, no memory, an I/O error.
         OutputExistsError: An output exists and `force` is not set.
     """

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -223,7 +223,7 @@ class _Once:
         self._lock = threading.Lock()
         self._value: np.ndarray | None = None
 
-    def get(self, compute: Any) -> np.ndarray:
+    def get(self, compute: Callable[[], np.ndarray]) -> np.ndarray:
         with self._lock:
             if self._value is None:
                 self._value = compute()

@@ -48,7 +48,7 @@ static inline float float_of(uint32_t bits) {
 }
 
 /* The 5-bit exponent becomes an 8-bit one by a multiplication that is exact, for subnormal numbers too (F. Giesen, "half
-   to float done quick", 2012); Inf and NaN get all ones. */
+   to float done quick", 2012); Inf and NaN get all ones, and a NaN becomes a quiet one, as processors make it. */
 static inline float from_half(uint16_t half) {
 #ifdef __ARM_FP16_FORMAT_IEEE
   __fp16 value;
@@ -57,7 +57,8 @@ static inline float from_half(uint16_t half) {
 #else
   uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = (uint32_t)(half & 0x7fff) << 13;
   uint32_t scaled = bits_of(float_of(rest) * 0x1p112f);
-  return float_of(sign | (rest >= 0x0f800000 ? rest | 0x7f800000 : scaled));
+  uint32_t special = rest | 0x7f800000 | (rest > 0x0f800000 ? 0x00400000 : 0);
+  return float_of(sign | (rest >= 0x0f800000 ? special : scaled));
 #endif
 }
 

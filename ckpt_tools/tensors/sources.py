@@ -8,7 +8,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +135,7 @@ class _Handles:
 _HANDLES = _Handles()
 
 
-def opened(source: Source):  # type: ignore[no-untyped-def]  # a context manager of the descriptor
+def opened(source: Source) -> AbstractContextManager[int]:
     """The file's descriptor, for the length of a `with` block."""
     return _HANDLES.use(source)
 

@@ -18,6 +18,9 @@ from surgery.near import near_names
 
 __all__ = ["Expected", "expect", "find_names", "match"]
 
+# Looking for near names takes time; whoever sees so many offenders needs no more of them.
+_MAX_NEAR = 50
+
 
 @dataclass(frozen=True, slots=True)
 class Expected:
@@ -91,11 +94,12 @@ def match(
     Returns:
         What can be compared; training states, which must be the base's own; what does not fit.
     """
-    offenders = []
+    offenders: list[Offender] = []
     names = {one.name for one in expected}
+    others = [name for name in found if name not in names]
     for one in expected:
         if one.name not in found and not any(fnmatchcase(one.name, pattern) for pattern in allow_missing):
-            near = near_names(one.name, [name for name in found if name not in names])
+            near = near_names(one.name, others) if len(offenders) < _MAX_NEAR else []
             remedy = f"Near names: {', '.join(near)}" if near else ""
             offenders.append(Offender(one.name, "no such tensor", f"it, of shape {one.base.shape}", remedy))
     states = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from surgery.errors import Problem, UsageError
@@ -110,7 +111,7 @@ def _checkpoint_of(config: Any) -> str | os.PathLike[str]:
     if isinstance(config, (str, os.PathLike)):
         return config
     for name in ("checkpoint_name_or_path", "load_checkpoint"):
-        path = config.get(name) if hasattr(config, "get") else getattr(config, name, None)
+        path = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
         if path:
             return str(path)
     raise UsageError(Problem("load_ckpt", "no checkpoint", "a path, checkpoint_name_or_path or load_checkpoint"))

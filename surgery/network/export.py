@@ -86,7 +86,8 @@ class DeltaCheckpoint(mindspore.train.Callback):  # type: ignore[misc]  # MindSp
             self._save(run_context)
 
     def _of(self, run_context: Any) -> Cell:
-        return self._network or run_context.original_args().train_network
+        # A cell that is a list of others is false while it is empty.
+        return run_context.original_args().train_network if self._network is None else self._network
 
     def _save(self, run_context: Any) -> None:
         arguments = run_context.original_args()

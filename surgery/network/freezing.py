@@ -70,7 +70,7 @@ def facts_of(parameter: Any) -> ParameterFacts:
 
 def _apply(network: Cell, rules: FreezeRules, pet_type: str | Method | None) -> FreezeReport:
     parameters = list(network.get_parameters())
-    method = method_of(str.lower(pet_type)) if isinstance(pet_type, str) else pet_type
+    method = method_of(pet_type) if isinstance(pet_type, str) else pet_type
     report = decide_freezing([facts_of(parameter) for parameter in parameters], rules, method)
     for parameter, decision in zip(parameters, report.decisions, strict=True):
         parameter.requires_grad = decision.is_trained

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
-from surgery.cell_rules import DEFAULT_TARGETS, CellFacts, CellRule, SelectedCells, select_cells
+from surgery.cell_rules import BODIES, DEFAULT_TARGETS, CellFacts, CellRule, SelectedCells, select_cells
 from surgery.errors import CorruptInputError, Problem
 from surgery.methods import LayerKind, LayerPetConfig, TargetLayer
 from surgery.network.cells import slots_of
@@ -29,9 +29,6 @@ __all__ = [
     "select_layers",
     "target_of",
 ]
-
-# Where MindFormers' `LoraModel.add_adapter` begins, in its order.
-_BODIES = ("network", "backbone", "model", "transformer", "llm_model", "language_model")
 
 _DTYPES = {
     mindspore.float32: "fp32",
@@ -83,7 +80,7 @@ def body_of(network: Cell) -> str:
     """The attribute of a MindFormers network from which its rules begin; empty for any other network."""
     if not isinstance(network, PreTrainedModel):
         return ""
-    return next((name for name in _BODIES if network._cells.get(name) is not None), "")
+    return next((name for name in BODIES if network._cells.get(name) is not None), "")
 
 
 def select_layers(network: Cell, config: LayerPetConfig, kinds: Set[LayerKind]) -> SelectedCells:

@@ -67,14 +67,20 @@ def load_ckpt(
         What was loaded.
 
     Raises:
-        MismatchError: Parameters of the network are missing in the checkpoint, or of another shape there; or the
-            checkpoint has tensors that the network does not.
+        MismatchError: Parameters of the network are missing in the checkpoint, or of another shape there; the
+            checkpoint has tensors that the network does not, or two for one parameter.
     """
     read = open_whole(Path(path), None if strategy is None else read_strategy(Path(strategy)), option="strategy")
     tensors = read.base.tensors
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}
-    found, dropped = _by_network_name(tensors, parameters, names or {})
-    problems = list(_problems_of(str(path), found, parameters))
+    sources, dropped = _by_network_name(tensors, parameters, names or {})
+    found = {name: tensors[keys[0]] for name, keys in sources.items()}
+    problems = [
+        Problem(f"{path}: {' and '.join(keys)}", f"all of them are {name}", "one tensor for a parameter")
+        for name, keys in sources.items()
+        if len(keys) > 1
+    ]
+    problems += _problems_of(str(path), found, parameters)
     if problems:
         raise MismatchError(problems)
     cast = [name for name, tensor in found.items() if tensor.dtype != dtype_of(parameters[name])]
@@ -86,20 +92,21 @@ def load_ckpt(
 
 def _by_network_name(
     tensors: Mapping[str, LazyTensor], parameters: Mapping[str, Any], names: Mapping[str, str]
-) -> tuple[dict[str, LazyTensor], list[str]]:
-    """The checkpoint's tensors under the network's names, and the names of what is of the training only."""
+) -> tuple[dict[str, list[str]], list[str]]:
+    """The network's names to those of the checkpoint's tensors, and the names of what is of the training only."""
     adapted: dict[tuple[Role, str], str] = {
         (name.role, name.layer): name.name for name in map(classify, parameters) if name.role is not Role.WEIGHT
     }
     translates = naming_of(tensors) == "huggingface" and naming_of(parameters) == "mindformers"
-    found: dict[str, LazyTensor] = {}
+    found: dict[str, list[str]] = {}
     dropped = []
-    for key, tensor in tensors.items():
+    for key in tensors:
         parameter = classify(key, tensors)
         if parameter.role in _STATES and key not in parameters:
             dropped.append(key)
             continue
-        found[_name_in_network(parameter, parameters, adapted, names, translates=translates)] = tensor
+        name = _name_in_network(parameter, parameters, adapted, names, translates=translates)
+        found.setdefault(name, []).append(key)
     return found, dropped
 
 

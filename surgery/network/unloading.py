@@ -39,8 +39,8 @@ def merge_and_unload(network: Cell) -> Cell:
         The network.
 
     Raises:
-        MismatchError: There is no LoRA in it, or a method that cannot be folded; or MindFormers itself put LoRA into
-            its parallel core, and the layer that was there is not known.
+        MismatchError: There is no LoRA in it, or a method that cannot be folded; a weight is that of another cell too;
+            or MindFormers itself put LoRA into its parallel core, and the layer that was there is not known.
         NonFiniteError: A weight would become NaN or Inf.
     """
     slots = [slot for slot in slots_of(network) if _is_lora(slot.cell)]
@@ -60,6 +60,7 @@ def merge_and_unload(network: Cell) -> Cell:
         for slot in slots
         if id(slot.cell) not in originals and not isinstance(slot.cell, LoRADense)
     ]
+    problems += _shared_weights(network, slots)
     if not slots and not others:
         problems.append(Problem(type(network).__name__, "no LoRA to fold", "a network with LoRA"))
     if problems:
@@ -97,6 +98,21 @@ def unload(network: Cell) -> Cell:
 
 def _is_lora(cell: Any) -> bool:
     return is_cell_of(cell, LoRADense, ColumnParallelLinearWithLoRA, RowParallelLinearWithLoRA)
+
+
+def _shared_weights(network: Cell, slots: list[Slot]) -> list[Problem]:
+    """Weights that another cell uses as well, with an update of its own or with none: one weight cannot be both."""
+    holders: dict[int, dict[int, str]] = {}
+    for path, cell in (("the network", network), *((slot.path, slot.cell) for slot in slots_of(network))):
+        for parameter in cell.get_parameters(expand=False):
+            holders.setdefault(id(parameter), {}).setdefault(id(cell), path)
+    problems = []
+    for slot in {id(slot.cell): slot for slot in reversed(slots)}.values():
+        others = [path for key, path in holders[id(slot.cell.weight)].items() if key != id(slot.cell)]
+        if others:
+            found = f"a weight that is that of {' and '.join(others)} too, where it must stay as it is"
+            problems.append(Problem(slot.path, found, "a weight of its own", "Give it a copy, or use unload"))
+    return problems
 
 
 def _plain(cell: Any, originals: dict[int, Cell]) -> Cell:

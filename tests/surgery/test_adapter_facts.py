@@ -51,6 +51,14 @@ def test_layers_of_other_ranks_and_alphas_are_named(make) -> None:  # type: igno
     assert {config.rank_of(layer.name) for layer in LAYERS if layer.name != odd.name} == {8}
 
 
+def test_a_layer_whose_name_ends_anothers_has_its_own_rank_and_alpha() -> None:
+    text = AdaptedLayer("model.layers.0.q_proj", 4, 2.5)
+    vision = [AdaptedLayer(f"vision.model.layers.{block}.q_proj", 8, 16.0) for block in range(2)]
+    config = parse_adapter_config(peft_config(replace(FACTS, layers=(text, *vision))), "x")
+    for layer in (text, *vision):
+        assert (config.rank_of(layer.name), config.alpha_of(layer.name)) == (layer.rank, layer.alpha)
+
+
 def test_whole_numbers_are_written_as_such() -> None:
     assert peft_config(FACTS)["lora_alpha"] == 16
     assert isinstance(peft_config(FACTS)["lora_alpha"], int)

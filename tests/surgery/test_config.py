@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from surgery.config import LoraConfig
+from surgery.config import LAYER_PATTERN, LoraConfig
 from surgery.errors import MismatchError
 
 LAYER = "model.layers.1.self_attn.q_proj"
@@ -45,6 +48,18 @@ def test_a_pattern_matches_from_a_dot_on_to_the_end(pattern: str, matches: bool)
     assert config.rank_of(LAYER) == (2 if matches else 8)
     assert config.alpha_of(LAYER) == (64 if matches else 16)
     assert config.scaling(LAYER) == (32 if matches else 2)
+
+
+@settings(max_examples=500)
+@given(
+    pattern=st.text("ab.-_", min_size=1, max_size=5),
+    layer=st.text("ab.-_\n", max_size=8),
+    begin=st.text("ab.", max_size=3),
+)
+def test_a_plain_name_matches_what_its_expression_does(pattern: str, layer: str, begin: str) -> None:
+    for name in (layer, begin + pattern, begin + pattern.replace(".", "b")):
+        found = LoraConfig("c", rank=1, rank_pattern={pattern: 2}).rank_of(name)
+        assert found == (2 if re.match(LAYER_PATTERN.replace("{}", pattern), name) else 1)
 
 
 def test_the_first_pattern_that_matches_counts() -> None:

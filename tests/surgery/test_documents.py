@@ -87,6 +87,37 @@ def test_aliases_and_merge_keys_of_ordinary_size_are_read(tmp_path: Path) -> Non
     assert read_yaml(path) == {"base": {"r": 1, "s": 2}, "use": {"r": 3, "s": 2}, "again": {"r": 1, "s": 2}}
 
 
+@pytest.mark.parametrize("key", ["a", "lora_rank", "1"])
+def test_merge_keys_mean_what_yaml_says_in_every_version_of_pyyaml(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"base: &b {{{key}: 1}}\n"
+        f"outer:\n  derived: &d\n    <<: *b\n    {key}: 3\n"
+        "merged:\n  <<: *d\n"
+        "first: {<<: [*d, *b]}\n"
+        "nested: {<<: [{<<: *b}, *d], =: 2}\n"
+    )
+    name = int(key) if key.isdigit() else key
+    assert read_yaml(path) == {
+        "base": {name: 1},
+        "outer": {"derived": {name: 3}},
+        "merged": {name: 3},
+        "first": {name: 3},
+        "nested": {name: 1, "=": 2},
+    }
+
+
+@pytest.mark.parametrize("content", ["a: {<<: 1}", "a: {<<: [{b: 1}, 2]}", "a: {<<: [[{b: 1}]]}"])
+def test_what_is_merged_has_to_be_a_mapping(tmp_path: Path, content: str) -> None:
+    assert "expected a mapping" in corrupt(tmp_path, read_yaml, content)
+
+
+def test_a_duplicate_key_is_found_in_what_is_merged_alone(tmp_path: Path) -> None:
+    message = corrupt(tmp_path, read_yaml, "a:\n  <<: {r: 1, r: 2}\n")
+    assert "line 2" in message
+    assert "key 'r' twice" in message
+
+
 def test_several_yaml_documents_are_corrupt(tmp_path: Path) -> None:
     corrupt(tmp_path, read_yaml, "a: 1\n---\na: 2\n")
 

@@ -81,6 +81,10 @@ def test_an_alpha_that_is_not_given_is_unknown_rather_than_the_default(tmp_path:
     assert read(tmp_path, "pet_config: {pet_type: lora, lora_rank: 8}").alpha is None
 
 
+def test_a_methods_name_may_be_in_capitals(tmp_path: Path) -> None:
+    assert read(tmp_path, "pet_config: {pet_type: LoRA, lora_rank: 8}").rank == 8
+
+
 def test_pynative_trains_with_the_whole_part_of_alpha(tmp_path: Path) -> None:
     assert read(tmp_path, "lora_config: {lora_rank: 8, lora_alpha: 16.9}").alpha == 16
 
@@ -93,6 +97,7 @@ def test_pynative_trains_with_the_whole_part_of_alpha(tmp_path: Path) -> None:
         ("adapter", "activation"),
         ("low_rank_adapter", "activation"),
         ("slora", "many adapters"),
+        ("Prefixtuning", "changes no weight"),
         ("next_years", "not known"),
     ],
 )

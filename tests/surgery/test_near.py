@@ -35,3 +35,9 @@ def test_only_candidates_are_found_and_at_most_n(name: str, candidates: list[str
     found = near_names(name, candidates, n)
     assert len(found) <= n
     assert set(found) <= set(candidates)
+
+
+def test_names_of_any_length_are_compared_in_bounded_time() -> None:
+    """Letter by letter these two take hours."""
+    long = "a" * 60_000
+    assert near_names(f"{long}x", [f"{long}y", "b" * 60_000]) == [f"{long}y"]

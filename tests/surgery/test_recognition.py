@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from surgery.errors import MismatchError
 from surgery.methods import LayerKind
 from surgery.recognition import TensorFacts, body_of, count_layers, recognise_layers
 
@@ -89,3 +90,8 @@ def test_the_body_is_the_attribute_where_mindformers_begins(names: list[str], bo
 )
 def test_layers_are_counted_by_their_numbers(names: list[str], count: int) -> None:
     assert count_layers(names) == count
+
+
+def test_a_name_of_more_components_than_any_network_has_is_refused() -> None:
+    with pytest.raises(MismatchError, match="found 32001 cells within each other"):
+        recognise_layers({"x." * 32_001 + "weight": TensorFacts((2, 3), "fp32")})

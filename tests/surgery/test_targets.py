@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from surgery.cell_rules import CellFacts, CellRule, select_cells
 from surgery.config import LoraConfig, Selection
+from surgery.errors import MismatchError
 from surgery.targets import selects
 
 Q = "model.layers.3.self_attn.q_proj"
@@ -81,6 +83,10 @@ def mindformers(target_modules: str | None, *exclude: str, path: bool = False) -
         (mindformers(r".*\.0\..*\.wq|lm_head"), "model.layers.0.attention.wq", True),  # asks for a dot: a path
         (mindformers(r".*\.0\..*\.wq|lm_head"), "model.layers.1.attention.wq", False),
         (mindformers(r"wq\.?"), "model.layers.1.attention.wq", False),
+        (mindformers(r".*\.wq", "attention"), "model.layers.1.attention.wq", False),  # excluded with all that is in it
+        (mindformers(r".*\.wq", r"model\.layers\.1"), "model.layers.1.attention.wq", False),
+        (mindformers(r".*\.wq", r"model\.layers\.2"), "model.layers.1.attention.wq", True),
+        (mindformers("wq", r"model\.layers\.1"), "model.layers.1.attention.wq", False),
         (mindformers("linear_(qkv|proj)$", path=True), "model.decoder.layers.0.self_attention.linear_qkv", True),
         (mindformers("attention.linear_qkv", path=True), "model.decoder.layers.0.self_attention.linear_qkv", True),
         (mindformers("linear_qk$", path=True), "model.decoder.layers.0.self_attention.linear_qkv", False),
@@ -96,3 +102,18 @@ def test_mindformers_rules(config: LoraConfig, layer: str, selected: bool) -> No
 
 def test_mindformers_selects_linear_layers_only() -> None:
     assert not selects(mindformers("tok_embeddings"), "model.tok_embeddings", is_linear=False)
+    assert not selects(mindformers(r"model\.tok_embeddings"), "model.tok_embeddings", is_linear=False)
+
+
+@pytest.mark.parametrize("rule", ["wq|wv", r".*\.wq", ".*w", "layers", r"model\..*\.1\..*"])
+@pytest.mark.parametrize("exclude", ["", "attention", "wv", "1", r"model\.layers\.1", r".*\.wq"])
+def test_a_configuration_selects_what_the_same_rule_selects_in_a_network(rule: str, exclude: str) -> None:
+    layers = [f"model.layers.{block}.attention.{leaf}" for block in range(2) for leaf in ("wq", "wv")]
+    paths = dict.fromkeys(".".join(layer.split(".")[:depth]) for layer in layers for depth in range(1, 6))
+    cells = [CellFacts(path, "" if path in layers else "no linear layer") for path in paths]
+    by_file = [layer for layer in layers if selects(mindformers(rule, *[exclude] if exclude else []), layer)]
+    try:
+        by_network = select_cells(CellRule(rule, (exclude,) if exclude else ()), cells, body="model").paths
+    except MismatchError:
+        by_network = ()
+    assert tuple(by_file) == by_network

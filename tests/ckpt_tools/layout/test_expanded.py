@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from layout_cases import layouts, slice_by_definition
 from soak import examples
 
 from ckpt_tools.layout import Layout, read_strategy
-from ckpt_tools.layout.expanded import folded_slice, folded_whole
+from ckpt_tools.layout.expanded import _groupings, folded_slice, folded_whole
 from ckpt_tools.layout.slices import cut_of, regions_of
 from surgery.errors import MismatchError
 
@@ -89,3 +91,43 @@ def test_a_map_that_may_mean_two_cuts_is_refused_and_not_guessed(tmp_path: Path)
 
 def test_a_map_of_an_axis_for_an_axis_needs_no_shape(tmp_path: Path) -> None:
     assert read(tmp_path, Layout((2, 4), ((1,), ())), (6, 5)) == Layout((2, 4), ((1,), ()))
+
+
+def groupings_by_definition(
+    lengths: tuple[int, ...], sizes: tuple[int, ...], shape: tuple[int, ...], *, is_slice: bool, with_shards: bool
+) -> list[tuple[int, ...]]:
+    """All ways, one tried after the other."""
+    found = []
+    for inner in combinations(range(1, len(lengths)), len(shape) - 1):
+        groups = list(pairwise((0, *inner, len(lengths))))
+        if any(lengths[axis] != sizes[axis] for start, stop in groups for axis in range(start, stop - 1)):
+            continue
+        for axis, (start, stop) in enumerate(groups):
+            whole, part = math.prod(lengths[start:stop]), math.prod(sizes[start:stop]) if is_slice else 1
+            remaining = whole / part / shape[axis] if shape[axis] else 0.0
+            if not (remaining >= 1 and remaining.is_integer() if with_shards and axis == 0 else remaining == 1):
+                break
+        else:
+            found.append((*inner, len(lengths)))
+    return found
+
+
+@settings(max_examples=examples(300), deadline=None)
+@given(data=st.data())
+def test_the_ways_to_group_axes_are_all_ways_up_to_the_second(data: st.DataObject) -> None:
+    sizes = tuple(data.draw(st.lists(st.sampled_from([1, 2]), min_size=1, max_size=6)))
+    lengths = tuple(data.draw(st.sampled_from([size, size, 2 * size])) for size in sizes)
+    shape = tuple(data.draw(st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=len(sizes))))
+    is_slice = data.draw(st.booleans())
+    with_shards = is_slice and data.draw(st.booleans())
+    found = _groupings(lengths, sizes, shape, sizes if is_slice else (), with_shards=with_shards)
+    expected = groupings_by_definition(lengths, sizes, shape, is_slice=is_slice, with_shards=with_shards)
+    assert len(found) == min(len(expected), 2)
+    assert set(found) <= set(expected)
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_axes_of_one_element_are_grouped_in_bounded_time(last: int) -> None:
+    """There are C(31, 15) ways, which no file may make anybody try."""
+    layout = Layout((1,), ((),) * 32, expanded_shape=(1,) * 32)
+    assert folded_whole(layout, (*(1,) * 15, last)) == layout

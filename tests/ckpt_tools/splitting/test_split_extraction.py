@@ -15,7 +15,7 @@ from transform_cases import ROWS, write_strategy
 from ckpt_tools import merge, split
 from ckpt_tools.layout.model import Layout
 from ckpt_tools.progress import Silent
-from surgery.errors import InputChangedError
+from surgery.errors import InputChangedError, NonFiniteError
 
 LAYERS = ("attention.wq", "attention.wo", "feed_forward.w2")
 
@@ -52,6 +52,22 @@ def test_a_true_lora_in_fp32_is_found_and_merges_back_to_within_rounding(tmp_pat
     found, expected = read(tmp_path / "merged.ckpt"), read(tuned)
     for name, array in expected.items():
         assert np.max(np.abs(found[name] - array)) <= 4e-7
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_change_that_is_not_finite_is_refused(tmp_path: Path, value: float, rank: int | None) -> None:
+    first = llama("fp32")
+    after = tuned_of(first, 2)
+    name = next(name for name in after if name.endswith("attention.wq.weight"))
+    after[name][1, 2] = value
+    base, tuned = write(tmp_path, first, after)
+    how = {"energy": 1.0} if rank is None else {"rank": rank}
+    with pytest.raises(NonFiniteError, match=f"{name}: expected finite values, found 1 values"):
+        split(tuned, base=base, output=tmp_path / "out", **how)
+    assert tree(tmp_path).keys() == {"base.ckpt", "tuned.ckpt"}
+    report = split(tuned, base=base, output=tmp_path / "out", exclude=[name], **how)
+    assert name.removesuffix(".weight") not in {layer.name for layer in report.extracted}
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

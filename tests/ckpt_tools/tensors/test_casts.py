@@ -53,6 +53,20 @@ def test_all_16_bit_patterns_are_widened_exactly(name: str, target: str) -> None
         assert_same_floats(cast_array(every, BY_NAME[target]), every.astype(BY_NAME[target].numpy))
 
 
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("target", FLOATS)
+def test_a_slice_has_the_bits_of_the_whole_which_nan_it_may_be(name: str, target: str) -> None:
+    patterns = np.arange(65536, dtype=np.uint16)
+    wide = {2: patterns, 4: patterns.astype(np.uint32) << 16 | 1, 8: patterns.astype(np.uint64) << 48 | 1}
+    values = wide[BY_NAME[name].numpy.itemsize].view(BY_NAME[name].numpy)
+    with np.errstate(invalid="ignore"):
+        whole = bits(cast_array(values, BY_NAME[target]))
+        for start in range(0, values.size, 509):
+            for length in (1, 7, 1023):
+                part = bits(cast_array(values[start : start + length], BY_NAME[target]))
+                assert np.array_equal(part, whole[start : start + length])
+
+
 @pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan, -np.nan])
 def test_one_value_that_is_not_finite_does_not_disturb_the_others(special: float) -> None:
     halves = np.array([1.5, special, -6e-8, 65504], np.float16)

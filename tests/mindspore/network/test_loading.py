@@ -150,6 +150,17 @@ def test_what_is_missing_unexpected_or_of_another_shape_is_listed_at_once(tmp_pa
     assert len(error.problems) == 5
 
 
+def test_two_tensors_for_one_parameter_are_refused_and_nothing_is_changed(tmp_path: Path) -> None:
+    network = tuned()
+    base, _ = split(network)
+    name = next(iter(base))
+    save_checkpoint(tmp_path / "x.ckpt", base | {"another": base[name] + 1})
+    before = values(network)
+    with pytest.raises(MismatchError, match=f"{name} and another: expected one tensor for a parameter"):
+        load_ckpt(network, tmp_path / "x.ckpt", names={"another": name})
+    assert changed(before, network) == set()
+
+
 def test_an_adapter_of_which_a_half_is_missing_is_refused(tmp_path: Path) -> None:
     network = tuned()
     _, delta = split(network)

@@ -137,6 +137,24 @@ def test_a_weight_that_would_overflow_is_refused_and_nothing_is_changed() -> Non
     assert changed(before, network) == set()
 
 
+@pytest.mark.parametrize(("rule", "refused"), [("first|second", ["first", "second"]), ("second", ["second"])])
+def test_a_weight_of_two_cells_is_refused_and_nothing_is_changed(rule: str, refused: list[str]) -> None:
+    class Tied(nn.Cell):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Dense(16, 16), nn.Dense(16, 16)
+            self.second.weight = self.first.weight
+
+    network = get_pet_model(Tied(), {**LORA, "target_modules": rule})
+    for parameter in network.trainable_params():
+        parameter.set_data(Tensor(np.ones(parameter.shape, np.float32)))
+    before = values(network)
+    with pytest.raises(MismatchError) as caught:
+        merge_and_unload(network)
+    assert sorted(problem.where for problem in caught.value.problems) == refused
+    assert changed(before, network) == set()
+
+
 @pytest.mark.parametrize("compute_dtype", ["float32", "float16"])
 def test_what_mindformers_put_in_is_folded_too(compute_dtype: str) -> None:
     model = MODELS["llama"]
