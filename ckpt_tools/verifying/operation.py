@@ -124,16 +124,16 @@ def verify(
     # What the adapter has of NaN and Inf, the result must have.
     inputs = open_inputs(Path(base), paths, strategies, step, options, True, check_crc and sample >= 1, progress)
     folds = checked_folds(inputs, allow_unused, allow_other_base=allow_other_base)
-    with combined_folds(folds, how, None, budget, progress, max_memory=limit):
-        opened = open_whole(
-            Path(merged),
-            None if merged_strategy is None else read_strategy(merged_strategy),
-            replicated=replicated,
-            may_leave_out=lambda name: split_optimizer_state(name) is not None,
-            option="--merged-strategy",
-        )
-        found = opened.base.tensors
-        chosen, expected = find_names(expect(inputs.weights, folds), found, names)
+    opened = open_whole(
+        Path(merged),
+        None if merged_strategy is None else read_strategy(merged_strategy),
+        replicated=replicated,
+        may_leave_out=lambda name: split_optimizer_state(name) is not None,
+        option="--merged-strategy",
+    )
+    found = opened.base.tensors
+    chosen, expected = find_names(expect(inputs.weights, folds), found, names)
+    with combined_folds(folds, how, None, budget, progress, max_memory=limit):  # which changes what is expected too
         target = None if dtype == "auto" else BY_NAME[dtype]
         comparable, states, offenders = match(
             expected, found, inputs.base.tensors, dtype=target, allow_missing=allow_missing
