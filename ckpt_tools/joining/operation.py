@@ -10,16 +10,15 @@ from pathlib import Path
 
 from ckpt_tools.combining import Combination, combine_layers, layer_problems
 from ckpt_tools.combining.layers import peak_bytes
-from ckpt_tools.formats import check_crc as check_file_crc
 from ckpt_tools.joining.belonging import base_of
 from ckpt_tools.joining.draft import JoinDraft
 from ckpt_tools.joining.matching import Joined, join_adapters
 from ckpt_tools.merging.adapters import Adapter, configuration_files, load_adapter
-from ckpt_tools.merging.inputs import scale_options
+from ckpt_tools.merging.inputs import check_crcs, scale_options
 from ckpt_tools.merging.strategies import MergeStrategies, for_each
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import CombineReport
-from ckpt_tools.sizes import parse_size
+from ckpt_tools.sizes import given_bytes
 from ckpt_tools.splitting.adapter_output import AdapterOptions
 from ckpt_tools.tensors.dtypes import BY_NAME, DType
 from ckpt_tools.tensors.lazy import LazyTensor, files_of
@@ -121,13 +120,12 @@ def combine(
     options = scale_options(len(adapters), alpha, scaling, config, weight)
     each = for_each(len(adapters), "--adapter-strategy", adapter_strategy)
     strategies = MergeStrategies.read(None, each, None, replicated)
-    limit = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
+    limit = given_bytes(max_memory)
     budget = make_budget(threads, limit)
     paths = [Path(path) for path in adapters]
     opened = strategies.open_adapters(paths, step, progress)
     if check_crc:
-        for file, expected in (item for one in opened for item in one.base.crc.items()):
-            check_file_crc(file, expected, progress)
+        check_crcs((one.base for one in opened), progress)
     loaded = [load_adapter(one.base, option, is_combined=False) for one, option in zip(opened, options, strict=True)]
     joined = join_adapters(loaded)
     layers = [layer.to_combine() for layer in joined.layers.values()]

@@ -129,7 +129,7 @@ class MergeDraft:
             config |= {key: words[self._dtype.name] for key in ("torch_dtype", "dtype") if key in known}
         adapters = [
             {
-                "file": adapter.path.name,
+                "file": printable_name(adapter.path),
                 "digest": adapter.digest,
                 "scaling": sorted(self._scalings(adapter)),
                 **({} if adapter.weight == 1 else {"weight": adapter.weight}),

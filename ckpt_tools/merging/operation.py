@@ -20,7 +20,7 @@ from ckpt_tools.merging.strategies import MergeStrategies, for_each, merge_outpu
 from ckpt_tools.merging.undoing import check_patch_options, check_patch_place, is_left_over, with_patch
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import MergeReport
-from ckpt_tools.sizes import parse_size
+from ckpt_tools.sizes import given_bytes
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.writing.claims import check_claimable, sweep_published
 from ckpt_tools.writing.destination import check_destination, check_room, nearest_folder
@@ -153,15 +153,23 @@ def merge(
     each = for_each(len(adapters), "--adapter-strategy", adapter_strategy)
     strategies = MergeStrategies.read(src_strategy, each, dst_strategy, replicated)
     paths = [Path(path) for path in adapters]
-    inputs = open_inputs(Path(base), paths, strategies, step, options, allow_nonfinite, check_crc, progress)
+    inputs = open_inputs(
+        Path(base), paths, strategies, step, options, progress, allow_nonfinite=allow_nonfinite, with_crc=check_crc
+    )
     folds = checked_folds(inputs, allow_unused, allow_other_base=allow_other_base)
-    limit = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
+    limit = given_bytes(max_memory)
     budget = make_budget(threads, limit)
     path = merge_output(inputs.base, output, format, strategies.target)
-    size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
     target = None if dtype == "keep" else BY_NAME[dtype]
     draft = MergeDraft(inputs, folds, how, target, fingerprint(inputs.weights), check_finite=not allow_nonfinite)
-    planned = partial(draft.plan, OutputOptions(path, format, size), names, strategies.target, prefix, digest=digest)
+    planned = partial(
+        draft.plan,
+        OutputOptions(path, format, given_bytes(max_shard_size)),
+        names,
+        strategies.target,
+        prefix,
+        digest=digest,
+    )
     plan, renamed = planned()
     part = part_of(plan, selected, 0 if strategies.target is None else strategies.target.ranks)
     given = [inputs.base.path, *(adapter.path for adapter in inputs.adapters), *strategies.paths()]

@@ -155,6 +155,18 @@ def test_what_merge_writes_is_proved_strictly_and_a_wrong_element_is_found(
         verify(case.base, *case.adapters, merged=spoil(out, case.weight), **case.options)
 
 
+def test_a_transposed_change_of_a_square_convolution_is_told(tmp_path: Path) -> None:
+    shapes = {"conv.weight": (16, 16, 1, 1)}
+    base = write(tmp_path / "base.safetensors", {name: random(0, *shape) for name, shape in shapes.items()})
+    a, b = random(1, 4, 16, 1, 1), random(2, 16, 4, 1, 1)
+    pair = {"base_model.model.conv.lora_A.weight": a, "base_model.model.conv.lora_B.weight": b}
+    adapter = write_peft(tmp_path / "lora", pair, target_modules=["conv"], r=4, lora_alpha=8)
+    change = 2 * (b.reshape(16, 4) @ a.reshape(4, 16))
+    merged = {name: array + change.T.reshape(array.shape) for name, array in read(base).items()}
+    with pytest.raises(VerificationError, match="A and B swapped"):
+        verify(base, adapter, merged=write(tmp_path / "merged.safetensors", merged))
+
+
 @pytest.mark.parametrize("target", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("kind", ["linear", "dora", "replaced"])
 def test_another_type_is_proved_as_one_rounding(tmp_path: Path, kind: str, target: str) -> None:
