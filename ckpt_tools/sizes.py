@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from surgery.errors import Problem, UsageError
 
-__all__ = ["format_size", "parse_size"]
+__all__ = ["format_size", "given_bytes", "parse_size"]
 
 _DECIMAL_UNITS = ("B", "KB", "MB", "GB", "TB")
 _BYTES = {unit: 1000**power for power, unit in enumerate(_DECIMAL_UNITS)}
@@ -31,6 +31,15 @@ def parse_size(text: str) -> int:
     if count <= 0:
         raise UsageError(Problem(f"size {text!r}", "no size", "a number with one of " + ", ".join(_BYTES)))
     return count
+
+
+def given_bytes(size: int | str | None) -> int | None:
+    """The bytes that a caller gives as a number or as a size; None for none.
+
+    Raises:
+        UsageError: As of `parse_size`.
+    """
+    return None if size is None else parse_size(str(size))
 
 
 def format_size(count: int) -> str:

@@ -186,16 +186,23 @@ def _canonical(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _padded(left: np.ndarray, right: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same product at a higher rank: zeros in B, and in A directions that are not in it yet, for more training."""
+    """The same product at a higher rank: zeros in B, and in A directions that are not in it yet, for more training.
+
+    Args:
+        left: `(out, rank before)`.
+        right: `(rank before, in)`, whose rows are orthonormal.
+        rank: The rank after.
+        seed: What the directions are drawn by.
+    """
     missing = rank - right.shape[0]
     if missing <= 0:
         return left, right
     columns = right.shape[1]
     more = np.random.Generator(np.random.PCG64(seed)).standard_normal((columns, missing))
-    taken = right.T.astype(np.float64)
-    for _ in range(2):  # once leaves what rounding adds
-        more -= taken @ (taken.T @ more)
     if rank <= columns:
+        taken = right.T.astype(np.float64)
+        for _ in range(2):  # once leaves what rounding adds
+            more -= taken @ (taken.T @ more)
         more = np.linalg.qr(more)[0]
     else:
         more /= np.linalg.norm(more, axis=0)  # more directions than there are: they cannot all be new

@@ -20,6 +20,7 @@ from ckpt_tools.tensors.casts import cast_array, count_nonfinite, widen
 from ckpt_tools.tensors.dtypes import DType
 from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored, files_of
 from ckpt_tools.tensors.sources import check_unchanged, open_source
+from ckpt_tools.writing.finite import wider_type
 from ckpt_tools.writing.memory import Budget
 from surgery.errors import NonFiniteError, Problem, ResourceError
 
@@ -131,7 +132,7 @@ def _combine(layer: Layer, how: Combination, usual: int, dtype: DType, folder: P
         stored = np.asarray(widen(cast_array(values, dtype)), np.float32)
         if over := count_nonfinite(stored):
             found = f"{over} elements beyond the range of {dtype}"
-            raise NonFiniteError(Problem(layer.name, found, "values that it can hold", "Choose another --dtype"))
+            raise NonFiniteError(Problem(layer.name, found, "values that it can hold", wider_type(dtype)))
         return stored
 
     stacks = [layer_matrices(layer.kind, part) for part in layer.parts]

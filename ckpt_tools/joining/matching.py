@@ -6,7 +6,7 @@ it, by the same rules that find an adapter's weights in a base.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt_tools.combining import Layer, Part
@@ -79,6 +79,13 @@ class Joined:
     dropped: list[DroppedTensor] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+
+    def tensors(self) -> Iterator[LazyTensor]:
+        """All tensors of the adapters that the result is made of."""
+        for layer in self.layers.values():
+            yield from (tensor for part in layer.parts for tensor in (part.a, part.b))
+            yield from (bias.values for bias in layer.biases)
+        yield from (tensor for tensor, _ in self.carried.values())
 
 
 def join_adapters(adapters: Sequence[Adapter]) -> Joined:

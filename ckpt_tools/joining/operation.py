@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tools.combining import Combination, combine_layers, layer_problems
 from ckpt_tools.combining.layers import peak_bytes
-from ckpt_tools.formats import check_crc as check_file_crc
+from ckpt_tools.joining.belonging import base_of
 from ckpt_tools.joining.draft import JoinDraft
 from ckpt_tools.joining.matching import Joined, join_adapters
-from ckpt_tools.merging.adapters import Adapter, load_adapter
-from ckpt_tools.merging.inputs import scale_options
+from ckpt_tools.merging.adapters import Adapter, configuration_files, load_adapter
+from ckpt_tools.merging.inputs import check_crcs, scale_options
 from ckpt_tools.merging.strategies import MergeStrategies, for_each
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import CombineReport
-from ckpt_tools.sizes import parse_size
+from ckpt_tools.sizes import given_bytes
 from ckpt_tools.splitting.adapter_output import AdapterOptions
 from ckpt_tools.tensors.dtypes import BY_NAME, DType
+from ckpt_tools.tensors.lazy import LazyTensor, files_of
 from ckpt_tools.writing.beside import check_beside
-from ckpt_tools.writing.claims import sweep_published
+from ckpt_tools.writing.claims import check_claimable, sweep_published
 from ckpt_tools.writing.destination import check_destination, check_room, destination, nearest_folder
 from ckpt_tools.writing.executors import check_executor
-from ckpt_tools.writing.finite import refuse_overflow
+from ckpt_tools.writing.finite import refuse_overflow, wider_type
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import make_budget
-from ckpt_tools.writing.plan import with_manifest
+from ckpt_tools.writing.plan import Plan, with_manifest
 from ckpt_tools.writing.scratch import scratch_folder
 from ckpt_tools.writing.write import execute
 from surgery.errors import MismatchError, Problem, UsageError
@@ -119,13 +120,12 @@ def combine(
     options = scale_options(len(adapters), alpha, scaling, config, weight)
     each = for_each(len(adapters), "--adapter-strategy", adapter_strategy)
     strategies = MergeStrategies.read(None, each, None, replicated)
-    limit = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
+    limit = given_bytes(max_memory)
     budget = make_budget(threads, limit)
     paths = [Path(path) for path in adapters]
     opened = strategies.open_adapters(paths, step, progress)
     if check_crc:
-        for file, expected in (item for one in opened for item in one.base.crc.items()):
-            check_file_crc(file, expected, progress)
+        check_crcs((one.base for one in opened), progress)
     loaded = [load_adapter(one.base, option, is_combined=False) for one, option in zip(opened, options, strict=True)]
     joined = join_adapters(loaded)
     layers = [layer.to_combine() for layer in joined.layers.values()]
@@ -133,23 +133,34 @@ def combine(
     problems = problems or layer_problems(layers, how)
     if problems:
         raise MismatchError(problems)
+    fingerprint, warnings = base_of(loaded, joined, allow_other_base=allow_other_base)
     path = _output(paths[0], output)
     kept = _type_of(joined) if dtype == "keep" else BY_NAME[dtype]
+    options_of_output = AdapterOptions(path, format, names)
+    casts = dtype != "keep"
+
+    def draft_of(matrices: Mapping[str, tuple[LazyTensor, LazyTensor]]) -> tuple[JoinDraft, Plan]:
+        draft = JoinDraft(loaded, joined, matrices, how, kept, options_of_output, opened, fingerprint, casts=casts)
+        return draft, with_manifest(draft.plan(), "combine", _manifest_inputs(loaded), digest=digest)
+
+    # Before hours of work, with what goes into each layer in the place of what comes out: its place is the same.
+    draft, plan = draft_of({layer.name: (layer.parts[0].a, layer.parts[0].b) for layer in layers})
+    given = [*paths, *strategies.paths(), *configuration_files(loaded)]
+    read = {source for tensor in joined.tensors() for source in files_of(tensor)}
+    sweep_published(path)
+    check_destination(plan, given, force=force, also_read=read)
+    check_beside(draft.files_beside(plan), given, force=True)  # whose content may be what lies there, and is not known
+    if not dry_run:
+        check_claimable(path, is_folder=plan.is_folder, force=force)
     # A cluster's machines read what was combined, so it lies where the output does.
     place = None if executor == "local" or dry_run else nearest_folder(path)
     with scratch_folder(place) as folder:
         combined = combine_layers(layers, how, kept, folder, budget, progress, max_memory=limit)
-        options_of_output = AdapterOptions(path, format, names)
-        casts = dtype != "keep"
-        draft = JoinDraft(loaded, joined, combined, how, kept, options_of_output, opened, casts=casts)
-        draft.check_bases(allow_other_base=allow_other_base)
-        plan = with_manifest(draft.plan(), "combine", _manifest_inputs(loaded), digest=digest)
-        given = [*paths, *strategies.paths(), *(option.config for option in options if option.config is not None)]
-        sweep_published(path)
-        check_destination(plan, given, force=force)
+        draft, plan = draft_of({name: (one.a, one.b) for name, one in combined.items()})
         beside = draft.files_beside(plan)
         check_beside(beside, given, force=force)
-        report = draft.report(plan, max(budget.peak_bytes, peak_bytes(layers, how, budget)))
+        reports = [one.report for one in combined.values()]
+        report = draft.report(plan, reports, warnings, max(budget.peak_bytes, peak_bytes(layers, how, budget)))
         check_room(path, report.bytes_written, report.free_disk_bytes)
         if dry_run:
             return replace(report, dry_run=True, seconds=time.monotonic() - started)
@@ -159,7 +170,7 @@ def combine(
             force=force,
             budget=budget,
             progress=progress,
-            approve=lambda outcome: refuse_overflow(outcome, kept.name),
+            approve=lambda outcome: refuse_overflow(outcome, kept.name, wider_type(kept)),
             executor=executor,
             resume=False,  # the temporary folder is another one in each run
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,17 @@ from surgery.errors import CorruptInputError, MismatchError, NonFiniteError, Pro
 from surgery.grouping import LoraGroup, LoraPair, group_lora
 from surgery.scaling import lora_scaling
 
-__all__ = ["Adapter", "Scale", "ScaleOption", "find_configuration", "load_adapter", "scale_of", "scale_origin"]
+__all__ = [
+    "Adapter",
+    "Scale",
+    "ScaleOption",
+    "configuration_files",
+    "find_configuration",
+    "load_adapter",
+    "pair_keys",
+    "scale_of",
+    "scale_origin",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +91,7 @@ class Adapter:
 
 
 def load_adapter(
-    checkpoint: Checkpoint, option: ScaleOption, *, is_combined: bool, allow_nonfinite: bool = False
+    checkpoint: Checkpoint, option: ScaleOption, *, is_combined: bool, allow_nonfinite: bool | None = None
 ) -> Adapter:
     """Group an adapter's tensors and find its configuration.
 
@@ -89,7 +99,7 @@ def load_adapter(
         checkpoint: The adapter, or a checkpoint that holds base and adapter.
         option: What the command line says about the scale.
         is_combined: Whether plain weights are the base rather than part of the adapter.
-        allow_nonfinite: Accept NaN and Inf.
+        allow_nonfinite: Accept NaN and Inf; None where the user cannot ask for it.
 
     Raises:
         InputMissingError: The configuration named on the command line is not there.
@@ -105,7 +115,8 @@ def load_adapter(
         own |= {parameter.name: tensors[parameter.name] for parameter in group.weights}
     digest, nonfinite = content_digest(own)
     if nonfinite and not allow_nonfinite:
-        remedy = "The training diverged: take an earlier checkpoint, or accept it with --allow-nonfinite"
+        remedy = "The training diverged: take an earlier checkpoint"
+        remedy += "" if allow_nonfinite is None else ", or accept it with --allow-nonfinite"
         raise NonFiniteError(
             Problem(f"{checkpoint.path}, {name}", "NaN or Inf", "finite values", remedy) for name in nonfinite
         )
@@ -136,6 +147,12 @@ def scale_of(adapter: Adapter, pair: LoraPair) -> Scale:
     if config is None or config.alpha_of(pair.layer) is None:
         raise MismatchError(_unknown_alpha(adapter))
     return Scale(config.scaling(pair.layer, pair.rank), config.alpha_of(pair.layer))
+
+
+def configuration_files(adapters: Iterable[Adapter]) -> set[Path]:
+    """The files that configurations were read from, given or found: inputs, that no output may replace."""
+    paths = {Path(adapter.config.source) for adapter in adapters if adapter.config is not None}
+    return {path for path in paths if path.is_file()}  # not what lies in an adapter's metadata
 
 
 def scale_origin(adapter: Adapter) -> str:

@@ -26,14 +26,14 @@ def other_bases(adapters: Sequence[Adapter], folds: FoldPlan, weights: Mapping[s
         said = adapter.base_fingerprint
         if not said.startswith(TARGETS_VERSION):
             continue
-        names = [
-            name
+        changed = {  # by the fold, which names that are tied share
+            id(fold): name
             for name, fold in folds.folds.items()
-            if any(use.adapter == str(adapter.path) and use.rank is not None for use in fold.uses)
-        ]
-        if len(names) != len(adapter.group.pairs):
+            if any(use.adapter == str(adapter.path) and use.kind not in ("bias", "replaced") for use in fold.uses)
+        }
+        if len(changed) != len(adapter.group.pairs):
             continue  # some were left out with --allow-unused
-        actual = target_fingerprint(weights[folds.untied.get(name, name)] for name in names)
+        actual = target_fingerprint(weights[folds.untied.get(name, name)] for name in changed.values())
         if said != actual:
             problems.append(
                 Problem(

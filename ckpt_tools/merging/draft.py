@@ -9,11 +9,14 @@ from pathlib import Path
 
 from ckpt_tools.combining import Combination
 from ckpt_tools.formats.model import NamedTensor
+from ckpt_tools.layout import Strategy
 from ckpt_tools.merging.adapters import Adapter, scale_origin
 from ckpt_tools.merging.fold_plan import FoldPlan
 from ckpt_tools.merging.inputs import MergeInputs
+from ckpt_tools.merging.strategies import plan_merged
 from ckpt_tools.merging.undoing import draft_patch
 from ckpt_tools.patching import PatchDraft
+from ckpt_tools.renaming import rename_tensors
 from ckpt_tools.reports import AdapterReport, DroppedTensor, FoldedWeight, MergeReport
 from ckpt_tools.tensors.dtypes import DType
 from ckpt_tools.tensors.lazy import LazyTensor
@@ -21,8 +24,8 @@ from ckpt_tools.tensors.views import Cast, Checked
 from ckpt_tools.writing.destination import free_bytes
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import Budget
-from ckpt_tools.writing.outputs import Changes
-from ckpt_tools.writing.plan import Plan
+from ckpt_tools.writing.outputs import Changes, OutputOptions
+from ckpt_tools.writing.plan import Plan, with_manifest
 from surgery.ties import untied_settings
 from surgery.version import __version__
 
@@ -76,6 +79,28 @@ class MergeDraft:
     def _target(self, tensor: LazyTensor) -> DType:
         return self._dtype if self._dtype is not None and tensor.dtype.is_float else tensor.dtype
 
+    def plan(
+        self, options: OutputOptions, names: str, target: Strategy | None, prefix: str, *, digest: bool
+    ) -> tuple[Plan, dict[str, str]]:
+        """Lay the output out.
+
+        Args:
+            options: What the user wants the output to be.
+            names: As of `rename_tensors`.
+            target: How the output is cut; None for a whole one.
+            prefix: What the names of the ranks' files begin with.
+            digest: Whether the manifest has the tensors' digests.
+
+        Returns:
+            The plan; the base's name to the output's, of those that changed.
+
+        Raises:
+            PetSurgeryError: As of `rename_tensors` and `plan_merged`.
+        """
+        tensors, renamed = rename_tensors(self.tensors(), names)
+        plan = plan_merged(self._inputs.opened, tensors, target, options, prefix, self.changes(renamed))
+        return with_manifest(plan, "merge", self._manifest_inputs(), digest=digest), renamed
+
     def patch(self, path: Path, plan: Plan, renamed: Mapping[str, str]) -> PatchDraft:
         """What undoes the merge."""
         inputs = self._inputs
@@ -104,7 +129,7 @@ class MergeDraft:
             config |= {key: words[self._dtype.name] for key in ("torch_dtype", "dtype") if key in known}
         adapters = [
             {
-                "file": adapter.path.name,
+                "file": printable_name(adapter.path),
                 "digest": adapter.digest,
                 "scaling": sorted(self._scalings(adapter)),
                 **({} if adapter.weight == 1 else {"weight": adapter.weight}),
@@ -121,7 +146,7 @@ class MergeDraft:
             metadata["pet_surgery.method"] = self._how.words
         return Changes(metadata, config, {new: old for old, new in renamed.items()})
 
-    def manifest_inputs(self) -> list[ManifestInput]:
+    def _manifest_inputs(self) -> list[ManifestInput]:
         """What the manifest says of the inputs."""
         base = ManifestInput("base", printable_name(self._inputs.base.path), self._fingerprint)
         adapters = [

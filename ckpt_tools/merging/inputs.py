@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ckpt_tools.progress import Progress
 from ckpt_tools.tensors.lazy import LazyTensor
 from surgery.errors import MismatchError, Problem, UsageError
 
-__all__ = ["MergeInputs", "checked_folds", "open_inputs", "scale_options"]
+__all__ = ["MergeInputs", "check_crcs", "checked_folds", "open_inputs", "scale_options"]
 
 PathLike = str | os.PathLike[str]
 
@@ -70,14 +70,19 @@ def scale_options(
         for_each(count, "--config", config),
         for_each(count, "--weight", weight),
     )
-    if alpha is not None and scaling is not None and any(alphas) and any(scalings):
+    if any(alphas) and any(scalings):
         raise UsageError(Problem("--alpha and --scaling", "both", "one of the two"))
     for option, values in (("--alpha", alphas), ("--scaling", scalings), ("--weight", weights)):
         for value in values:
             if value is not None and (value == 0 or not math.isfinite(value)):
                 raise MismatchError(Problem(option, f"{value:g}", "a finite number other than 0"))
     return [
-        ScaleOption(a, s, Path(c) if c is not None else None, 1.0 if w is None else w)
+        ScaleOption(
+            None if a is None else float(a),  # numpy's numbers do not go into JSON
+            None if s is None else float(s),
+            None if c is None else Path(c),
+            1.0 if w is None else float(w),
+        )
         for a, s, c, w in zip(alphas, scalings, configs, weights, strict=True)
     ]
 
@@ -88,9 +93,10 @@ def open_inputs(
     strategies: MergeStrategies,
     step: str | None,
     options: Sequence[ScaleOption],
+    progress: Progress,
+    *,
     allow_nonfinite: bool,
     with_crc: bool,
-    progress: Progress,
 ) -> MergeInputs:
     """Open a base and its adapters.
 
@@ -100,9 +106,9 @@ def open_inputs(
         strategies: How they are cut.
         step: Which step of the training; None for the latest.
         options: What the user says about each adapter's scale.
+        progress: Told how far it is.
         allow_nonfinite: Accept NaN and Inf in adapters.
         with_crc: Check the CRC-32 of files that have one.
-        progress: Told how far it is.
 
     Raises:
         PetSurgeryError: As of `MergeStrategies.open`, `check_crc` and `load_adapter`.
@@ -110,8 +116,7 @@ def open_inputs(
     opened, others = strategies.open(base_path, adapter_paths, step, progress)
     base, files = opened.base, [other.base for other in others]
     if with_crc:
-        for file, expected in (item for checkpoint in (base, *files) for item in checkpoint.crc.items()):
-            check_crc(file, expected, progress)
+        check_crcs((base, *files), progress)
     keys = sort_keys(base)
     is_combined = not files
     adapters = tuple(
@@ -120,6 +125,13 @@ def open_inputs(
     )
     warnings = tuple(warning for checkpoint in (base, *files) for warning in checkpoint.warnings)
     return MergeInputs(base, keys, huggingface_config(base), adapters, is_combined, opened, warnings)
+
+
+def check_crcs(checkpoints: Iterable[Checkpoint], progress: Progress) -> None:
+    """Read all files that have a CRC-32, and compare; what is raised is as of `check_crc`."""
+    for checkpoint in checkpoints:
+        for file, expected in checkpoint.crc.items():
+            check_crc(file, expected, progress)
 
 
 def checked_folds(inputs: MergeInputs, allow_unused: Sequence[str], *, allow_other_base: bool) -> FoldPlan:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ckpt_tools.combining import Combination
@@ -15,20 +16,18 @@ from ckpt_tools.merging.combined import combined_folds
 from ckpt_tools.merging.draft import MergeDraft
 from ckpt_tools.merging.inputs import checked_folds, open_inputs, scale_options
 from ckpt_tools.merging.measured import refuse_nonfinite, with_statistics
-from ckpt_tools.merging.strategies import MergeStrategies, for_each, merge_output, plan_merged
+from ckpt_tools.merging.strategies import MergeStrategies, for_each, merge_output
 from ckpt_tools.merging.undoing import check_patch_options, check_patch_place, is_left_over, with_patch
 from ckpt_tools.progress import SILENT, Progress
-from ckpt_tools.renaming import rename_tensors
 from ckpt_tools.reports import MergeReport
-from ckpt_tools.sizes import parse_size
+from ckpt_tools.sizes import given_bytes
 from ckpt_tools.tensors.dtypes import BY_NAME
-from ckpt_tools.writing.claims import sweep_published
+from ckpt_tools.writing.claims import check_claimable, sweep_published
 from ckpt_tools.writing.destination import check_destination, check_room, nearest_folder
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.memory import make_budget
 from ckpt_tools.writing.outputs import OutputOptions
 from ckpt_tools.writing.parts import parse_ranks, part_of
-from ckpt_tools.writing.plan import with_manifest
 from ckpt_tools.writing.write import Outcome, execute
 from surgery.errors import Problem, UsageError
 
@@ -154,32 +153,41 @@ def merge(
     each = for_each(len(adapters), "--adapter-strategy", adapter_strategy)
     strategies = MergeStrategies.read(src_strategy, each, dst_strategy, replicated)
     paths = [Path(path) for path in adapters]
-    inputs = open_inputs(Path(base), paths, strategies, step, options, allow_nonfinite, check_crc, progress)
+    inputs = open_inputs(
+        Path(base), paths, strategies, step, options, progress, allow_nonfinite=allow_nonfinite, with_crc=check_crc
+    )
     folds = checked_folds(inputs, allow_unused, allow_other_base=allow_other_base)
-    limit = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
+    limit = given_bytes(max_memory)
     budget = make_budget(threads, limit)
     path = merge_output(inputs.base, output, format, strategies.target)
+    target = None if dtype == "keep" else BY_NAME[dtype]
+    draft = MergeDraft(inputs, folds, how, target, fingerprint(inputs.weights), check_finite=not allow_nonfinite)
+    planned = partial(
+        draft.plan,
+        OutputOptions(path, format, given_bytes(max_shard_size)),
+        names,
+        strategies.target,
+        prefix,
+        digest=digest,
+    )
+    plan, renamed = planned()
+    part = part_of(plan, selected, 0 if strategies.target is None else strategies.target.ranks)
+    given = [inputs.base.path, *(adapter.path for adapter in inputs.adapters), *strategies.paths()]
+    sweep_published(path, *([] if patch_path is None else [patch_path]))
+    check_destination(plan, given, force=force)
+    may_replace_patch = force
+    if patch_path is not None:
+        read = [*given, *(Path(source.path) for source in plan.sources())]
+        if patch_path.exists() and not force:
+            may_replace_patch = is_left_over(draft.patch(patch_path, plan, renamed), plan.output)
+        check_patch_place(patch_path, plan.places, read, force=may_replace_patch)
+    if not (how.is_sum or dry_run):
+        check_claimable(path, is_folder=plan.is_folder, force=force)
     # A cluster's machines read what was combined, so it lies where the output does.
     place = None if executor == "local" or dry_run else nearest_folder(path)
     with combined_folds(folds, how, place, budget, progress, max_memory=limit) as peak:
-        target = None if dtype == "keep" else BY_NAME[dtype]
-        draft = MergeDraft(inputs, folds, how, target, fingerprint(inputs.weights), check_finite=not allow_nonfinite)
-        tensors, renamed = rename_tensors(draft.tensors(), names)
-        size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
-        options_of_output = OutputOptions(path, format, size)
-        changes = draft.changes(renamed)
-        plan = plan_merged(inputs.opened, tensors, strategies.target, options_of_output, prefix, changes)
-        plan = with_manifest(plan, "merge", draft.manifest_inputs(), digest=digest)
-        part = part_of(plan, selected, 0 if strategies.target is None else strategies.target.ranks)
-        given = [inputs.base.path, *(adapter.path for adapter in inputs.adapters), *strategies.paths()]
-        sweep_published(path, *([] if patch_path is None else [patch_path]))
-        check_destination(plan, given, force=force)
-        may_replace_patch = force
-        if patch_path is not None:
-            read = [*given, *(Path(source.path) for source in plan.sources())]
-            if patch_path.exists() and not force:
-                may_replace_patch = is_left_over(draft.patch(patch_path, plan, renamed), plan.output)
-            check_patch_place(patch_path, plan.places, read, force=may_replace_patch)
+        if not how.is_sum:
+            plan, renamed = planned()  # of what the folds are by now
         report = replace(
             draft.report(plan, part, budget, renamed),
             ranks=None if selected is None else str(selected),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -140,21 +141,25 @@ def for_each(count: int, option: str, value: Any) -> list[Any]:
     Raises:
         UsageError: There are neither.
     """
-    values = [value] if value is None or isinstance(value, int | float | str | os.PathLike) else list(value)
-    if len(values) in (0, 1):
-        return (values or [None]) * count
+    is_one = value is None or isinstance(value, Real | str | os.PathLike)
+    values = [value] if is_one else list(value) or [None]
+    if len(values) == 1 and (count or values == [None]):
+        return values * count
     if len(values) != count:
-        raise UsageError(Problem(option, f"{len(values)} values", f"one, or one for each of {count} adapters"))
+        expected = f"one, or one for each of {count} adapters" if count else "nothing, as there is no adapter by itself"
+        raise UsageError(Problem(option, f"{len(values)} value{'s' * (len(values) > 1)}", expected))
     return values
 
 
-def merge_output(base: Checkpoint, output: PathLike | None, format: str, target: Strategy | None) -> Path:
-    """Where a merge's output goes: where the user says, or beside the working folder under the base's name."""
+def merge_output(
+    base: Checkpoint, output: PathLike | None, format: str, target: Strategy | None, word: str = "merged"
+) -> Path:
+    """Where the output goes: where the user says, or into the working folder, under the base's name and a word."""
     if output is not None:
         return destination(output)
     if (target is not None or format == "iteration") and not base.is_folder:
-        return Path(f"{base.path.stem}-merged")
-    return default_output(base, format, "merged")
+        return Path(f"{base.path.stem}-{word}")
+    return default_output(base, format, word)
 
 
 def plan_merged(

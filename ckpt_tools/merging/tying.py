@@ -13,7 +13,7 @@ from typing import Any
 
 from ckpt_tools.fingerprint import same_values
 from ckpt_tools.merging.fold_plan import Fold, FoldPlan
-from ckpt_tools.reports import DroppedTensor
+from ckpt_tools.reports import AdapterUse, DroppedTensor
 from ckpt_tools.tensors.lazy import LazyTensor
 from surgery.errors import Problem
 from surgery.ties import may_hide_a_tie, tied_names
@@ -109,7 +109,7 @@ def _keep_tied(plan: FoldPlan, saved: str, folds: Mapping[str, Fold]) -> None:
     ]
 
 
-def _replacement_of(fold: Fold) -> Any:
+def _replacement_of(fold: Fold) -> AdapterUse:
     return next(use for use in fold.uses if use.kind == "replaced")
 
 

@@ -33,6 +33,7 @@ from ckpt_tools.tensors.folding import DoraMerged, LowRankTerm
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import Cast, Transposed, reshape, unreshaped
 from ckpt_tools.writing.destination import destination
+from ckpt_tools.writing.manifest import printable_name
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.write import Outcome
 from surgery.errors import InputChangedError, OutputExistsError, PetSurgeryError, Problem, UsageError
@@ -139,9 +140,10 @@ def draft_patch(
     known = _Digests()
     records, changes = [], []
     for name in keys.weights:
-        record, change = _change(name, base.tensors[name], merged[name], folds.folds.get(name), known)
+        fold = folds.folds.get(name)
+        record, change = _change(name, renamed.get(name, name), base.tensors[name], merged[name], fold, known)
         changes.append(change)
-        records.append(TensorRecord(name, renamed.get(name, name), *record))
+        records.append(record)
     left = [NotRestored(name, role.value) for name, role in keys.states.items()]
     left += [NotRestored(name, "adapter") for name in keys.adapter]
     # A base that is a single file, slices or an iteration has none, although its merged model may be untied.
@@ -150,14 +152,15 @@ def draft_patch(
     facts = PatchFacts(
         tensors=tuple(records),
         adapters=tuple(
-            UsedAdapter(_text(one.path.name), one.digest, _adapter_tensors(one, known, is_combined)) for one in adapters
+            UsedAdapter(printable_name(one.path), one.digest, _adapter_tensors(one, known, is_combined))
+            for one in adapters
         ),
-        merged_file=_text(output.name),
+        merged_file=printable_name(output),
         merged_fingerprint=merged_fingerprint({renamed.get(name, name): merged[name] for name in keys.weights}),
-        base_file=_text(base.path.name),
+        base_file=printable_name(base.path),
         base_fingerprint=base_fingerprint,
         base_metadata=base.metadata,
-        base_config=(base.path / config).read_text(encoding="utf-8") if has_other_config else None,
+        base_config=(base.path / config).read_bytes().decode() if has_other_config else None,
         not_restored=tuple(left),
     )
     return PatchDraft(path, facts, tuple(changes))
@@ -197,11 +200,13 @@ def with_patch(
         yield publish, made.nbytes
 
 
-def _change(name: str, base: LazyTensor, merged: LazyTensor, fold: Fold | None, known: _Digests):  # type: ignore[no-untyped-def]
+def _change(
+    name: str, merged_name: str, base: LazyTensor, merged: LazyTensor, fold: Fold | None, known: _Digests
+) -> tuple[TensorRecord, Change]:
     if fold is None and not isinstance(merged, Cast):
         grid = Grid.of(base.shape)
         same = Change(reshape(base, grid.matrix), None, grid, Prediction(base.dtype))
-        return (base.dtype, base.shape, grid), same
+        return TensorRecord(name, merged_name, base.dtype, base.shape, grid), same
     # A bias is added to as a vector, and a replaced weight follows from nothing: these are predicted as they became.
     terms = tuple(fold.terms) if fold is not None and not fold.is_replaced and not fold.vectors else ()
     grid = Grid.of_matrix(fold.matrix_shape) if terms and fold is not None else Grid.of(base.shape)
@@ -211,7 +216,8 @@ def _change(name: str, base: LazyTensor, merged: LazyTensor, fold: Fold | None, 
     result = produced if produced.shape == grid.matrix else reshape(merged, grid.matrix)
     change = Change(reshape(base, grid.matrix), result, grid, prediction, dora)
     records = tuple(_term_record(term, known) for term in terms)
-    return (base.dtype, base.shape, grid, records, dora.axis if dora is not None else None), change
+    axis = None if dora is None else dora.axis
+    return TensorRecord(name, merged_name, base.dtype, base.shape, grid, records, axis), change
 
 
 def _term_record(term: LowRankTerm, known: _Digests) -> TermRecord:
@@ -242,8 +248,3 @@ class _Digests:
         if key not in self._known:
             self._known[key] = tensor_digest(tensor)
         return self._known[key]
-
-
-def _text(file_name: str) -> str:
-    """A file's name, which may be any bytes, as text that a header can hold."""
-    return os.fsencode(file_name).decode("utf-8", "backslashreplace")

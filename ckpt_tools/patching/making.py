@@ -266,7 +266,7 @@ def _file(
 ) -> OutputFile:
     """The patch's file, whose chunks lie in another one."""
     table = np.array(lengths, np.uint32)
-    digest_table = np.array(list(b"".join(digests)), np.uint8).reshape(-1, DIGEST_BYTES)
+    digest_table = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
     offsets = np.concatenate([[0], np.cumsum(table, dtype=np.int64)])
     factors, bits = [], []
     start = 0

@@ -99,9 +99,8 @@ class Restored(LazyTensor):
             apply_differences(encoded, bits, self.dtype)
         except ValueError as error:
             where = f"{run.source.path}, chunk {chunk} of {quote_name(self.name)}"
-            found = f"{error}"
             raise CorruptInputError(
-                Problem(where, found, "what --unmerge-patch wrote", "Copy the patch again")
+                Problem(where, str(error), "what --unmerge-patch wrote", "Copy the patch again")
             ) from error
         if blake3(bits.view("u1").data).digest() != self.table.digests[chunk].tobytes():
             raise VerificationError(

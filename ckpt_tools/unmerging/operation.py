@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ckpt_tools.distributed import RANK_PREFIX, Opened
-from ckpt_tools.formats import check_crc as check_file_crc
+from ckpt_tools.distributed import RANK_PREFIX
 from ckpt_tools.formats.model import NamedTensor
-from ckpt_tools.merging.strategies import MergeStrategies, for_each, plan_merged
+from ckpt_tools.merging.inputs import check_crcs
+from ckpt_tools.merging.strategies import MergeStrategies, for_each, merge_output, plan_merged
 from ckpt_tools.patching import Patch, Restored, TensorRecord, read_patch
 from ckpt_tools.patching.prediction import Prediction
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import DroppedTensor, UnmergeReport
-from ckpt_tools.sizes import parse_size
+from ckpt_tools.sizes import given_bytes
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import reshape
 from ckpt_tools.unmerging.matching import factors_of, merged_problems
-from ckpt_tools.writing.destination import check_destination, check_room, destination, free_bytes
+from ckpt_tools.writing.destination import check_destination, check_room, free_bytes
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.memory import make_budget
-from ckpt_tools.writing.outputs import Changes, OutputOptions, default_output
+from ckpt_tools.writing.outputs import Changes, OutputOptions
 from ckpt_tools.writing.plan import OutputBytes, OutputCopy, Plan
 from ckpt_tools.writing.write import execute
 from surgery.errors import MismatchError
@@ -96,9 +96,7 @@ def unmerge(
     strategies = MergeStrategies.read(src_strategy, each, dst_strategy, replicated)
     opened, others = strategies.open(Path(merged), paths, step, progress)
     if check_crc:
-        for one in (opened, *others):
-            for file, expected in one.base.crc.items():
-                check_file_crc(file, expected, progress)
+        check_crcs((one.base for one in (opened, *others)), progress)
     problems = merged_problems(known, opened.base)
     factors, more = factors_of(known, [other.base for other in others])
     if problems or more:
@@ -108,15 +106,12 @@ def unmerge(
         for record in known.facts.tensors
     ]
     base = replace(opened, base=replace(opened.base, metadata=known.facts.base_metadata))
-    path = _output(opened, output, format, is_cut=strategies.target is not None)
-    size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+    path = merge_output(opened.base, output, format, strategies.target, "unmerged")
     renamed = {record.name: record.merged_name for record in known.facts.tensors}
-    plan = plan_merged(
-        base, tensors, strategies.target, OutputOptions(path, format, size), prefix, Changes(renamed=renamed)
-    )
+    options = OutputOptions(path, format, given_bytes(max_shard_size))
+    plan = plan_merged(base, tensors, strategies.target, options, prefix, Changes(renamed=renamed))
     plan = _with_config(plan, known.facts.base_config)
-    limit = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
-    budget = make_budget(threads, limit)
+    budget = make_budget(threads, given_bytes(max_memory))
     given = [opened.base.path, *(other.base.path for other in others), *strategies.paths(), Path(patch)]
     check_destination(plan, given, force=force)
     report = UnmergeReport(
@@ -150,14 +145,6 @@ def _restored(record: TensorRecord, patch: Patch, merged: LazyTensor, factors: d
     prediction = Prediction(record.dtype, terms, factor, record.dora_axis or 0)
     matrix = reshape(merged, record.grid.matrix)
     return reshape(Restored(record.name, matrix, prediction, record.grid, patch.tables[record.name]), record.shape)
-
-
-def _output(merged: Opened, output: PathLike | None, format: str, *, is_cut: bool) -> Path:
-    if output is not None:
-        return destination(output)
-    if (is_cut or format == "iteration") and not merged.base.is_folder:
-        return Path(f"{merged.base.path.stem}-unmerged")
-    return default_output(merged.base, format, "unmerged")
 
 
 def _with_config(plan: Plan, config: str | None) -> Plan:

@@ -9,12 +9,17 @@ import numpy as np
 from ckpt_tools.tensors.dtypes import DType
 from ckpt_tools.tensors.lazy import LazyTensor, Region
 from ckpt_tools.tensors.views import reshape
-from ckpt_tools.verifying.exact import ExactFold
+from ckpt_tools.verifying.exact import ExactFold, Tile
 from ckpt_tools.verifying.rounding import largest, round_to, ulp
 
 __all__ = ["Measured", "compare_cast", "compare_fold", "compare_same"]
 
 _KEPT = 2
+# What of several rectangles adds up.
+_SUMS = (
+    *("elements", "wrong", "as_before", "swamped", "before_square", "delta_square"),
+    *("error_square", "error_delta", "pull", "pull_square"),
+)
 
 
 @dataclass(slots=True)
@@ -59,9 +64,7 @@ class Measured:
             self.worst, self.worst_at = other.worst, other.worst_at
         self.of_limit = max(self.of_limit, other.of_limit)
         self.first = (self.first + other.first)[:_KEPT]
-        for name in ("elements", "wrong", "as_before", "swamped", "before_square", "delta_square", "error_square"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("error_delta", "pull", "pull_square"):
+        for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
@@ -102,21 +105,56 @@ def compare_fold(fold: ExactFold, found: LazyTensor, region: Region, max_ulp: fl
         region: Whole rows.
         max_ulp: How far it may be, in units in the last place of the exact value, instead of the fold's bound.
     """
+    measured = Measured()
+    actual = reshape(found, fold.shape).read(region)
+    is_cast = fold.fold.weight.dtype != fold.dtype
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        tile = fold.tile(region)
-        actual = reshape(found, fold.shape).read(region).astype(np.float64)
-        error = actual - tile.exact
-        unit = ulp(tile.exact, fold.dtype)
-        bound = tile.bound if max_ulp is None else max_ulp * unit
-        size = np.abs(error)
-        ratio = size / unit
-        wrong = ~(size <= bound)
-        if not (np.isfinite(tile.exact).all() and np.isfinite(actual).all()):
-            _judge_nonfinite(tile.exact, actual, bound, fold.dtype, wrong, ratio, error)
-        delta = tile.exact - tile.before
-        measured = _measure(tile.before, tile.exact, actual, delta, error, ratio, wrong, region, fold.dtype)
-        measured.of_limit = float(np.max(np.abs(error) / bound, initial=0.0, where=np.isfinite(error)))
-        return measured
+        for place, tile in fold.tiles(region):
+            values = actual[tuple(slice(*span) for span in place)].astype(np.float64)
+            # Of a weight in the output's type, rounding to that changes nothing.
+            before = round_to(tile.before, fold.dtype) if is_cast else tile.before
+            within = tuple((low + start, low + stop) for (low, _), (start, stop) in zip(region, place, strict=True))
+            measured.add(_measure(tile, values, before, fold.dtype, max_ulp, within))
+    return measured
+
+
+def _measure(
+    tile: Tile, actual: np.ndarray, rounded: np.ndarray, dtype: DType, max_ulp: float | None, region: Region
+) -> Measured:
+    """One tile: `actual` beside `tile.exact`; `rounded` is `tile.before` in the output's type, all of them float64."""
+    exact, delta = tile.exact, tile.exact - tile.before
+    error = actual - exact
+    unit = ulp(exact, dtype)
+    bound = tile.bound if max_ulp is None else max_ulp * unit
+    size = np.abs(error)
+    ratio = size / unit
+    right = size <= bound
+    worst = int(np.argmax(ratio))  # NaN, of whatever is not finite, counts as the largest
+    if np.isfinite(ratio.reshape(-1)[worst]):
+        of_limit = float(np.max(size / bound, initial=0.0))
+    else:
+        odd = _judge_nonfinite(exact, actual, bound, dtype, right, ratio, error)
+        delta[odd & ~np.isfinite(delta)] = 0.0
+        worst = int(np.argmax(ratio))
+        of_limit = float(np.max(size / bound, initial=0.0, where=~odd))
+    measured = Measured(elements=exact.size, wrong=int(exact.size - np.count_nonzero(right)), of_limit=of_limit)
+    measured.worst, measured.worst_at = float(ratio.reshape(-1)[worst]), _index(region, exact.shape, worst)
+    kept = actual == rounded
+    measured.as_before = int(np.count_nonzero(kept))
+    measured.swamped = int(np.count_nonzero(kept & (ratio <= 0.5) & (delta != 0)))
+    flat, change = error.reshape(-1), delta.reshape(-1)
+    measured.before_square = float(np.vdot(tile.before, tile.before))
+    measured.delta_square = float(change @ change)
+    measured.error_square = float(flat @ flat)
+    measured.error_delta = float(flat @ change)
+    off = np.flatnonzero(ratio.reshape(-1) > 0.5)
+    products = flat[off] * change[off]
+    measured.pull, measured.pull_square = float(products.sum()), float(products @ products)
+    if measured.wrong:
+        for index in np.flatnonzero(~right)[:_KEPT]:
+            place = _index(region, exact.shape, int(index))
+            measured.first.append((place, float(actual.reshape(-1)[index]), float(exact.reshape(-1)[index])))
+    return measured
 
 
 def _judge_nonfinite(
@@ -124,50 +162,23 @@ def _judge_nonfinite(
     actual: np.ndarray,
     bound: np.ndarray,
     dtype: DType,
-    wrong: np.ndarray,
+    right: np.ndarray,
     ratio: np.ndarray,
     error: np.ndarray,
-) -> None:
-    """NaN where NaN is due, Inf where the exact value is Inf or rounds to it; everything else is infinitely wrong."""
+) -> np.ndarray:
+    """NaN where NaN is due, Inf where the exact value is Inf or rounds to it; everything else is infinitely wrong.
+
+    Returns:
+        Where one of the two is not finite; there `right`, `ratio` and `error` are corrected in place.
+    """
     overflows = np.abs(exact) + bound > largest(dtype)
-    right = np.isnan(exact) & np.isnan(actual) | (exact == actual)
-    right |= overflows & np.isinf(actual) & (np.signbit(actual) == np.signbit(exact))
-    odd = ~(np.isfinite(exact) & np.isfinite(actual))
-    wrong[odd] = ~right[odd]
-    ratio[odd] = np.where(right[odd], 0.0, np.inf)
+    due = np.isnan(exact) & np.isnan(actual) | (exact == actual)
+    due |= overflows & np.isinf(actual) & (np.signbit(actual) == np.signbit(exact))
+    odd = np.asarray(~(np.isfinite(exact) & np.isfinite(actual)))
+    right[odd] = due[odd]
+    ratio[odd] = np.where(due[odd], 0.0, np.inf)
     error[odd] = 0.0
-
-
-def _measure(
-    before: np.ndarray,
-    exact: np.ndarray,
-    actual: np.ndarray,
-    delta: np.ndarray,
-    error: np.ndarray,
-    ratio: np.ndarray,
-    wrong: np.ndarray,
-    region: Region,
-    dtype: DType,
-) -> Measured:
-    measured = Measured(elements=exact.size, wrong=int(np.count_nonzero(wrong)))
-    delta = np.where(np.isfinite(delta), delta, 0.0) if not np.isfinite(delta).all() else delta
-    worst = int(np.argmax(ratio))
-    measured.worst, measured.worst_at = float(ratio.reshape(-1)[worst]), _index(region, exact.shape, worst)
-    kept = actual == round_to(before, dtype)
-    measured.as_before = int(np.count_nonzero(kept))
-    measured.swamped = int(np.count_nonzero(kept & (ratio <= 0.5) & (delta != 0)))
-    flat, change = error.reshape(-1), delta.reshape(-1)
-    measured.before_square = float(np.vdot(before, before))
-    measured.delta_square = float(change @ change)
-    measured.error_square = float(flat @ flat)
-    measured.error_delta = float(flat @ change)
-    off = np.flatnonzero(ratio.reshape(-1) > 0.5)
-    products = flat[off] * change[off]
-    measured.pull, measured.pull_square = float(products.sum()), float(products @ products)
-    for index in np.flatnonzero(wrong)[:_KEPT]:
-        place = _index(region, exact.shape, int(index))
-        measured.first.append((place, float(actual.reshape(-1)[index]), float(exact.reshape(-1)[index])))
-    return measured
+    return odd
 
 
 def _index(region: Region, shape: tuple[int, ...], flat: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 from ckpt_tools.reports import AdapterUse, Offender
 from ckpt_tools.tensors.dtypes import DType
 from ckpt_tools.tensors.lazy import LazyTensor
+from ckpt_tools.tensors.views import reshape
 from ckpt_tools.verifying.comparing import Measured
 from ckpt_tools.verifying.exact import ExactFold
 from ckpt_tools.verifying.rounding import unit_roundoff
@@ -128,6 +129,7 @@ def _is_swapped(fold: ExactFold, found: LazyTensor) -> bool:
     left = terms[0].left.read((whole, rank)).astype(np.float64)
     right = terms[0].right.read((rank, rows)).astype(np.float64)
     swapped = terms[0].scaling * (left @ right).T
-    change = found.read((rows, whole)).astype(np.float64) - fold.weight.read((rows, whole)).astype(np.float64)
+    actual = reshape(found, shape).read((rows, whole)).astype(np.float64)
+    change = actual - fold.weight.read((rows, whole)).astype(np.float64)
     square = float(np.vdot(swapped, swapped))
     return square > 0 and abs(float(np.vdot(change, swapped)) / square - 1) < 0.1

@@ -17,7 +17,7 @@ from ckpt_tools.merging.inputs import checked_folds, open_inputs, scale_options
 from ckpt_tools.merging.strategies import MergeStrategies, for_each
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import DroppedTensor, VerifyReport
-from ckpt_tools.sizes import parse_size
+from ckpt_tools.sizes import given_bytes
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.verifying.matching import expect, find_names, match
 from ckpt_tools.verifying.outcome import problems_of
@@ -115,25 +115,33 @@ def verify(
     _check_arguments(dtype, strict, max_ulp, sample)
     drawn = seed if method in METHODS and METHODS[method].prune == "random" else None
     how = Combination.of(method, density, majority_sign, drawn, resize_rank, energy)
-    limit = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
+    limit = given_bytes(max_memory)
     budget = make_budget(threads, limit)
     options = scale_options(max(len(adapters), 1), alpha, scaling, config, weight)
     each = for_each(len(adapters), "--adapter-strategy", adapter_strategy)
     strategies = MergeStrategies.read(src_strategy, each, None, replicated)
     paths = [Path(path) for path in adapters]
-    # What the adapter has of NaN and Inf, the result must have.
-    inputs = open_inputs(Path(base), paths, strategies, step, options, True, check_crc and sample >= 1, progress)
+    inputs = open_inputs(
+        Path(base),
+        paths,
+        strategies,
+        step,
+        options,
+        progress,
+        allow_nonfinite=True,  # what the adapter has of them, the result must have
+        with_crc=check_crc and sample >= 1,
+    )
     folds = checked_folds(inputs, allow_unused, allow_other_base=allow_other_base)
-    with combined_folds(folds, how, None, budget, progress, max_memory=limit):
-        opened = open_whole(
-            Path(merged),
-            None if merged_strategy is None else read_strategy(merged_strategy),
-            replicated=replicated,
-            may_leave_out=lambda name: split_optimizer_state(name) is not None,
-            option="--merged-strategy",
-        )
-        found = opened.base.tensors
-        chosen, expected = find_names(expect(inputs.weights, folds), found, names)
+    opened = open_whole(
+        Path(merged),
+        None if merged_strategy is None else read_strategy(merged_strategy),
+        replicated=replicated,
+        may_leave_out=lambda name: split_optimizer_state(name) is not None,
+        option="--merged-strategy",
+    )
+    found = opened.base.tensors
+    chosen, expected = find_names(expect(inputs.weights, folds), found, names)
+    with combined_folds(folds, how, None, budget, progress, max_memory=limit):  # which changes what is expected too
         target = None if dtype == "auto" else BY_NAME[dtype]
         comparable, states, offenders = match(
             expected, found, inputs.base.tensors, dtype=target, allow_missing=allow_missing

@@ -13,7 +13,7 @@ from ckpt_tools.distributed import compare_replicas, open_whole
 from ckpt_tools.layout import read_strategy
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import ManifestReport
-from ckpt_tools.sizes import parse_size
+from ckpt_tools.sizes import given_bytes
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.verifying.manifests import ReadManifest, read_manifest
 from ckpt_tools.verifying.signatures import check_signature, sign_output, signature_path
@@ -70,7 +70,7 @@ def verify_output(
         raise UsageError(Problem("--signature", str(signature), "with --public-key or --sign-key"))
     path = Path(output)
     place = signature_path(path, None if signature is None else Path(signature))
-    budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
+    budget = make_budget(threads, given_bytes(max_memory))
     manifest = read_manifest(path)
     if public_key is not None:
         check_signature(path, Path(public_key), place)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,6 +24,8 @@ from ckpt_tools.writing.memory import Budget
 __all__ = ["Proof", "Terms", "prove"]
 
 Compare = Callable[[Region], Measured]
+
+_JOBS_AHEAD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +117,19 @@ def prove(
     return proof
 
 
-def _ahead(pool: ThreadPoolExecutor, jobs: Sequence[_Job], progress: Progress):  # type: ignore[no-untyped-def]  # pairs
+def _ahead(pool: ThreadPoolExecutor, jobs: Sequence[_Job], progress: Progress) -> Iterator[tuple[_Job, list[Measured]]]:
+    """Each job with what its regions gave, in order."""
+
     def run(job: _Job, region: Region) -> Measured:
         measured = job.compare(region)
         progress.advance(_bytes(job, region))
         return measured
 
-    waiting = []
+    waiting: deque[tuple[_Job, list[Future[Measured]]]] = deque()
     for job in jobs:
         waiting.append((job, [pool.submit(run, job, region) for region in job.regions]))
-        if len(waiting) > 4:
-            first, futures = waiting.pop(0)
+        if len(waiting) > _JOBS_AHEAD:
+            first, futures = waiting.popleft()
             yield first, [future.result() for future in futures]
     for job, futures in waiting:
         yield job, [future.result() for future in futures]

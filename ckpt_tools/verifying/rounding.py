@@ -54,5 +54,10 @@ def round_to(values: np.ndarray, dtype: DType) -> np.ndarray:
     """Values rounded to nearest even in a type, as float64; what is beyond its range becomes infinite."""
     with np.errstate(invalid="ignore", over="ignore"):
         unit = ulp(values, dtype)
-        rounded = np.where(np.isfinite(values), np.rint(values / unit) * unit, values)
+        rounded = values / unit
+        np.rint(rounded, out=rounded)
+        rounded *= unit
+        if np.max(np.abs(rounded), initial=0.0) <= largest(dtype):  # which NaN is not
+            return rounded
+        rounded = np.where(np.isfinite(values), rounded, values)
         return np.where(np.abs(rounded) > largest(dtype), np.copysign(np.inf, rounded), rounded)

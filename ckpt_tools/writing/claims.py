@@ -21,7 +21,7 @@ from pathlib import Path
 from ckpt_tools.writing.atomic import Workspace, refuse_existing, sync_folder, write_synced, writing_failed
 from surgery.errors import OutputExistsError, OutputLockedError, Problem, ResourceError
 
-__all__ = ["claim_output", "claim_part", "refuse_taken", "sweep_published"]
+__all__ = ["check_claimable", "claim_output", "claim_part", "refuse_taken", "sweep_published"]
 
 # Where no folder can be made at all (/proc), making one fails as if it had just been removed.
 _LOCK_ATTEMPTS = 100
@@ -100,6 +100,18 @@ def claim_part(output: Path, digest: str, *, is_folder: bool, force: bool) -> It
             os.close(descriptor)
     finally:
         _remove_empty(made)
+
+
+def check_claimable(output: Path, *, is_folder: bool, force: bool) -> None:
+    """Make sure that an output's path can be claimed, before long work for an output that takes nothing over.
+
+    Args:
+        output: The path of the output.
+        is_folder: Whether the output is a folder.
+        force: As of `claim_output`, as is what is raised.
+    """
+    with claim_output(output, secrets.token_hex(32), is_folder=is_folder, force=force):
+        pass
 
 
 def refuse_taken(output: Path) -> None:

@@ -35,13 +35,14 @@ def destination(output: str | os.PathLike[str]) -> Path:
     return path.resolve() if path.name in ("", "..") else path
 
 
-def check_destination(plan: Plan, inputs: Iterable[Path], *, force: bool) -> None:
+def check_destination(plan: Plan, inputs: Iterable[Path], *, force: bool, also_read: Iterable[Source] = ()) -> None:
     """Make sure that the output's path is free, or may be replaced.
 
     Args:
         plan: What is to be written; the files it reads are inputs too.
         inputs: The files and folders that the user gave.
         force: Whether an existing output may be replaced.
+        also_read: Files that are read for the plan's tensors before it is executed.
 
     Raises:
         UsageError: The output is an input, under whatever name, or a folder that holds one, or would become a part of
@@ -50,7 +51,7 @@ def check_destination(plan: Plan, inputs: Iterable[Path], *, force: bool) -> Non
     """
     output = plan.output
     inputs = list(inputs)
-    sources = plan.sources()
+    sources = {*plan.sources(), *also_read}
     paths = [*inputs, *_folders_read(sources, inputs), *(Path(source.path) for source in sources)]
     for path in paths:
         is_member = not plan.is_folder or _PART_FOLDER.fullmatch(output.name)

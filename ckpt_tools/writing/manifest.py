@@ -159,4 +159,5 @@ def is_manifest(path: Path) -> bool:
 
 def printable_name(path: Path) -> str:
     """A file's name, which may be any bytes, as text that a header can hold."""
-    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
+    name = path.resolve().name if path.name in ("", "..") else path.name
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tools.sizes import format_size, parse_size
+from ckpt_tools.sizes import format_size, given_bytes, parse_size
 from surgery.errors import UsageError
 
 
@@ -27,6 +27,13 @@ from surgery.errors import UsageError
 )
 def test_a_size_is_read_with_decimal_and_binary_units(text: str, count: int) -> None:
     assert parse_size(text) == count
+
+
+def test_a_number_of_bytes_is_held_to_the_same() -> None:
+    assert (given_bytes(None), given_bytes(4096), given_bytes("4KiB")) == (None, 4096, 4096)
+    for size in (0, -1):
+        with pytest.raises(UsageError):
+            given_bytes(size)
 
 
 @pytest.mark.parametrize(

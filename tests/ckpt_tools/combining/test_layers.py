@@ -152,6 +152,13 @@ def test_shapes_are_those_of_the_kind(tmp_path: Path, kind: str, method: str) ->
     assert found.b.shape == tuple(2 if i == 1 else size for i, size in enumerate(first.b.shape))
 
 
+def test_a_rank_above_the_width_is_padded_with_finite_directions(tmp_path: Path) -> None:
+    found = _combined(_layer("linear", (1,), shape=(5, 1)), _how("cat", rank=3), tmp_path)
+    a, b = found.a.read_all(), found.b.read_all()
+    np.testing.assert_allclose(np.linalg.norm(a, axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(b[:, 1:], 0)
+
+
 def test_a_lower_rank_is_the_best_of_that_rank_and_a_higher_one_changes_nothing(tmp_path: Path) -> None:
     layer = _layer("linear", (6,))
     (whole,) = _expected(layer, "cat")

@@ -25,12 +25,21 @@ from merge_cases import (
     save,
     tree,
     write,
+    write_folder,
     write_peft,
 )
 
-from ckpt_tools import combine, merge, open_checkpoint, split
+from ckpt_tools import combine, merge, open_checkpoint, split, verify
+from ckpt_tools.progress import Silent
 from surgery.adapter_facts import surgery_section
-from surgery.errors import MismatchError, NonFiniteError, OutputExistsError, UsageError
+from surgery.errors import (
+    InputMissingError,
+    MismatchError,
+    NonFiniteError,
+    OutputExistsError,
+    ResourceError,
+    UsageError,
+)
 
 QUERY = "model.layers.0.attention.wq"
 VALUE = "model.layers.0.attention.wv"
@@ -210,9 +219,14 @@ def test_what_goes_along_has_the_type_that_is_asked_for_and_must_fit_into_it(tmp
     assert {tensor.dtype.name for tensor in open_checkpoint(tmp_path / "out").tensors.values()} == {"fp16"}
     huge = {name: array * np.float32(1e7) for name, array in head.items()}
     write_peft(tmp_path / "b", peft(factors([QUERY], 1)) | huge, modules_to_save=["lm_head"])
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError, match=r"Choose --dtype fp32\.$"):
         combine(tmp_path / "b", dtype="fp16", output=tmp_path / "no")
     assert not (tmp_path / "no").exists()
+    combine(tmp_path / "b", dtype="fp32", output=tmp_path / "wide")
+    large = {name: array * np.float32(1e7) for name, array in peft(factors([QUERY], 1)).items()}
+    write_peft(tmp_path / "c", large)
+    with pytest.raises(NonFiniteError, match=r"Choose --dtype fp32\.$"):
+        combine(tmp_path / "c", dtype="fp16", output=tmp_path / "no")
 
 
 def _dora(folder: Path) -> Path:
@@ -299,7 +313,12 @@ def test_the_base_that_adapters_say_they_belong_to_is_compared_and_carried_on(tm
         merge(write(tmp_path / "changed.ckpt", changed), tmp_path / "out", output=tmp_path / "no.ckpt")
     with pytest.raises(MismatchError, match="adapters of one base"):
         combine(first, other, output=tmp_path / "no")
-    combine(first, other, output=tmp_path / "forced", allow_other_base=True)
+    forced = combine(first, other, output=tmp_path / "forced", allow_other_base=True)
+    assert forced.base_fingerprint == ""
+    (warning,) = (warning for warning in forced.warnings if "base" in warning)
+    assert "first and " in warning
+    assert "other were trained on different bases" in warning
+    merge(tmp_path / "changed.ckpt", tmp_path / "forced", output=tmp_path / "any.ckpt")
     assert combine(part, first, output=tmp_path / "covered").base_fingerprint == report.base_fingerprint
     joined = combine(first, wider, output=tmp_path / "joined")
     assert joined.base_fingerprint == ""
@@ -335,6 +354,84 @@ def test_an_output_is_replaced_only_by_force_and_an_input_never(tmp_path: Path) 
     with pytest.raises(UsageError):
         combine(tmp_path / "a", resize_rank=3, output=tmp_path / "a", force=True)
     assert tree(tmp_path / "a") == before
+
+
+class _Heard(Silent):
+    """What a run said that it does."""
+
+    def __init__(self) -> None:
+        self.stretches: list[str] = []
+
+    def start(self, total_bytes: int, what: str) -> None:
+        self.stretches.append(what)
+
+
+def _combined_nothing(heard: _Heard) -> bool:
+    return not any(what.startswith("combining") for what in heard.stretches)
+
+
+@pytest.mark.parametrize("is_merge", [False, True], ids=["combine", "merge"])
+@pytest.mark.parametrize(
+    ("place", "force", "error"),
+    [
+        ("there.ckpt", False, OutputExistsError),
+        ("a.ckpt", True, UsageError),
+        ("file/out.ckpt", False, ResourceError),
+        ("/proc/out.ckpt", False, ResourceError),
+    ],
+)
+def test_an_output_that_may_not_go_where_it_is_to_go_is_refused_before_the_work(
+    tmp_path: Path, is_merge: bool, place: str, force: bool, error: type[Exception]
+) -> None:
+    base = [write(tmp_path / "base.ckpt", BASE)] if is_merge else []
+    adapter = write(tmp_path / "a.ckpt", mindpet(factors([QUERY], 1)))
+    (tmp_path / "there.ckpt").write_bytes(b"")
+    (tmp_path / "file").write_bytes(b"")
+    before, heard = tree(tmp_path), _Heard()
+    run = merge if is_merge else combine
+    with pytest.raises(error):
+        run(*base, adapter, alpha=8, resize_rank=2, output=tmp_path / place, force=force, progress=heard)
+    assert _combined_nothing(heard)
+    assert tree(tmp_path) == before
+
+
+def test_a_verification_without_the_merged_model_fails_before_the_work(tmp_path: Path) -> None:
+    base, adapter = write(tmp_path / "base.ckpt", BASE), write(tmp_path / "a.ckpt", mindpet(factors([QUERY], 1)))
+    heard = _Heard()
+    with pytest.raises(InputMissingError):
+        verify(base, adapter, merged=tmp_path / "missing.ckpt", alpha=8, resize_rank=2, progress=heard)
+    assert _combined_nothing(heard)
+
+
+def test_adapters_of_different_bases_are_refused_before_the_work(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        section = surgery_section(f"pet-ft1:{number:064}")
+        write_peft(tmp_path / name, peft(factors([QUERY], number)), pet_surgery=section)
+    heard = _Heard()
+    with pytest.raises(MismatchError, match="adapters of one base"):
+        combine(tmp_path / "a", tmp_path / "b", method="svd", output=tmp_path / "out", progress=heard)
+    assert _combined_nothing(heard)
+
+
+def test_the_files_behind_an_index_are_inputs_of_every_adapter(tmp_path: Path) -> None:
+    write_peft(tmp_path / "a", peft(factors([QUERY], 1)))
+    index = write_folder(tmp_path / "b", mindpet(factors([QUERY], 2))) / "model.safetensors.index.json"
+    before = tree(tmp_path)
+    shard = next(path for path in (tmp_path / "b").iterdir() if path.suffix == ".safetensors")
+    for place in (shard, tmp_path / "b" / "new.safetensors"):
+        with pytest.raises(UsageError):
+            combine(tmp_path / "a", index, alpha=8, output=place, force=True)
+    assert tree(tmp_path) == before
+
+
+def test_a_configuration_that_was_found_is_an_input_too(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors", mindpet(factors([QUERY], 1)))
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["wq"]}
+    (tmp_path / "a.adapter_config.json").write_text(json.dumps(config))
+    before = tree(tmp_path)
+    with pytest.raises(UsageError, match=r"a\.adapter_config\.json: .*is an input"):
+        combine(tmp_path / "a.safetensors", resize_rank=2, output=tmp_path / "a.ckpt", force=True)
+    assert tree(tmp_path) == before
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
@@ -390,5 +487,5 @@ def test_nan_in_an_adapter_is_refused(tmp_path: Path) -> None:
     arrays = peft(factors([QUERY], 1))
     next(iter(arrays.values()))[0, 0] = np.nan
     write_peft(tmp_path / "a", arrays)
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError, match=r"take an earlier checkpoint\.$"):  # without an option that there is not
         combine(tmp_path / "a", resize_rank=2, output=tmp_path / "out")

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from merge_cases import BASE, PAIRS, Arrays, hugging_face, mindpet, random, save
+from merge_cases import BASE, PAIRS, Arrays, factors, hugging_face, mindpet, peft, random, save, write_peft
 
-from ckpt_tools import merge, split, transform
+from ckpt_tools import merge, open_checkpoint, split, transform
+from ckpt_tools.fingerprint import target_fingerprint
+from surgery.adapter_facts import surgery_section
 from surgery.errors import MismatchError
 
 OTHER = {name: random(100 + n, *array.shape, dtype="bf16") for n, (name, array) in enumerate(BASE.items())}
@@ -41,6 +43,22 @@ def test_another_base_is_refused_and_may_be_accepted(tmp_path: Path, adapter: Pa
         merged(tmp_path, OTHER, adapter)
     assert not (tmp_path / "merged-base.ckpt").exists()
     merged(tmp_path, OTHER, adapter, allow_other_base=True)
+
+
+def test_an_adapter_with_a_trained_bias_of_b_knows_its_base_too(tmp_path: Path) -> None:
+    base = hugging_face(BASE)
+    query = "model.layers.0.self_attn.q_proj"
+    base[f"{query}.bias"] = np.zeros(base[f"{query}.weight"].shape[0], np.float32)
+    save(tmp_path / "base.safetensors", base, {"format": "pt"})
+    own = target_fingerprint([open_checkpoint(tmp_path / "base.safetensors").tensors[f"{query}.weight"]])
+    arrays = peft(factors(["model.layers.0.attention.wq"]))
+    arrays[f"base_model.model.{query}.lora_B.bias"] = np.ones_like(base[f"{query}.bias"])
+    for name, said in (("own", own), ("other", f"pet-ft1:{0:064}")):
+        section = surgery_section(said)
+        write_peft(tmp_path / name, arrays, lora_bias=True, target_modules=["q_proj"], pet_surgery=section)
+    merge(tmp_path / "base.safetensors", tmp_path / "own", output=tmp_path / "out.safetensors")
+    with pytest.raises(MismatchError, match="base that the adapter was trained on"):
+        merge(tmp_path / "base.safetensors", tmp_path / "other", output=tmp_path / "no.safetensors")
 
 
 def test_weights_that_the_adapter_does_not_change_may_be_others(tmp_path: Path, adapter: Path) -> None:

@@ -146,6 +146,8 @@ def test_rank_folders_need_the_strategy_that_is_theirs(tmp_path: Path) -> None:
     save(tmp_path / "lora.ckpt", ADAPTER)
     with pytest.raises(UsageError, match="Leave --adapter-strategy out"):
         merge(base, tmp_path / "lora.ckpt", alpha=8, src_strategy=strategy, adapter_strategy=strategy)
+    with pytest.raises(UsageError, match="there is no adapter by itself"):
+        merge(base, alpha=8, src_strategy=strategy, adapter_strategy=strategy)
 
 
 def two_steps(folder: Path, arrays: Arrays, source: Strategy) -> Path:

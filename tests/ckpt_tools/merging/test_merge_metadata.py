@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
-from merge_cases import BASE, PAIRS, Arrays, Merge, hf_folder, mindpet, save, write
+from merge_cases import BASE, PAIRS, Arrays, Merge, hf_folder, mindpet, peft, save, write, write_peft
 
 from ckpt_tools import merge, open_checkpoint
 from ckpt_tools.fingerprint import fingerprint
@@ -33,6 +33,26 @@ def test_the_metadata_of_the_base_is_kept_and_tells_what_was_merged(tmp_path: Pa
     (adapter,) = json.loads(found["pet_surgery.adapters"])
     assert adapter == {"file": "lora.ckpt", "digest": report.adapters[0].digest, "scaling": [2.0]}
     assert str(tmp_path) not in json.dumps(found), "no path of this machine"
+
+
+def test_an_adapter_that_is_the_working_folder_is_called_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "base.ckpt", BASE)
+    write_peft(tmp_path / "lora", peft(PAIRS))
+    monkeypatch.chdir(tmp_path / "lora")
+    merge("../base.ckpt", ".", output="../out.safetensors")
+    found = metadata(tmp_path / "out.safetensors")
+    assert json.loads(found["pet_surgery.adapters"])[0]["file"] == "lora"
+    assert [one["name"] for one in json.loads(found["pet_surgery.manifest"])["inputs"]] == ["base.ckpt", "lora"]
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    base, adapter = write(tmp_path / "base.ckpt", BASE), write(tmp_path / "lora.ckpt", mindpet(PAIRS))
+    out = tmp_path / "out.safetensors"
+    report = merge(base, adapter, alpha=np.int64(8), weight=np.float32(0.5), output=out)  # type: ignore[arg-type]
+    assert json.loads(metadata(out)["pet_surgery.adapters"])[0]["weight"] == 0.5
+    assert json.loads(report.to_json())["weights"][0]["adapters"][0]["alpha"] == 8
 
 
 @pytest.mark.parametrize(("base", "format"), [("base.ckpt", "ms"), ("base.safetensors", "pt")])

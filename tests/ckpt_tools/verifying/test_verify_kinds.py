@@ -33,6 +33,7 @@ from transform_cases import write_strategy
 
 from ckpt_tools import merge, verify
 from ckpt_tools.layout.model import Layout
+from ckpt_tools.verifying import exact
 from surgery.errors import VerificationError
 
 
@@ -153,6 +154,34 @@ def test_what_merge_writes_is_proved_strictly_and_a_wrong_element_is_found(
     assert case.weight in {weight.name for weight in report.weights}
     with pytest.raises(VerificationError, match=case.weight.replace(".", r"\.")):
         verify(case.base, *case.adapters, merged=spoil(out, case.weight), **case.options)
+
+
+@pytest.mark.parametrize("kind", ["linear", "experts", "dora", "convolution"])
+def test_tiles_within_a_stretch_change_nothing_but_where_sums_are_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    case = KINDS[kind](tmp_path, "bf16")
+    out = tmp_path / "merged.safetensors"
+    merge(case.base, *case.adapters, output=out, **case.options)
+    for path in (out, spoil(out, case.weight)):
+        reports = []
+        for elements in (2**15, 40):  # all of a weight, and a row or two
+            monkeypatch.setattr(exact, "_TILE_ELEMENTS", elements)
+            report = verify(case.base, *case.adapters, merged=path, check=False, **case.options)
+            reports.append([(one.name, one.beyond, one.error_ulp, one.error_at) for one in report.weights])
+        assert reports[0] == reports[1]
+
+
+def test_a_transposed_change_of_a_square_convolution_is_told(tmp_path: Path) -> None:
+    shapes = {"conv.weight": (16, 16, 1, 1)}
+    base = write(tmp_path / "base.safetensors", {name: random(0, *shape) for name, shape in shapes.items()})
+    a, b = random(1, 4, 16, 1, 1), random(2, 16, 4, 1, 1)
+    pair = {"base_model.model.conv.lora_A.weight": a, "base_model.model.conv.lora_B.weight": b}
+    adapter = write_peft(tmp_path / "lora", pair, target_modules=["conv"], r=4, lora_alpha=8)
+    change = 2 * (b.reshape(16, 4) @ a.reshape(4, 16))
+    merged = {name: array + change.T.reshape(array.shape) for name, array in read(base).items()}
+    with pytest.raises(VerificationError, match="A and B swapped"):
+        verify(base, adapter, merged=write(tmp_path / "merged.safetensors", merged))
 
 
 @pytest.mark.parametrize("target", ["bf16", "fp16", "fp32"])
