@@ -94,7 +94,7 @@ def load_adapter(
     Raises:
         InputMissingError: The configuration named on the command line is not there.
         CorruptInputError: A configuration breaks its format.
-        MismatchError: A configuration asks for what cannot be folded, or matrices are not of a type that is computed with.
+        MismatchError: A configuration asks for what cannot be folded, or a matrix holds codes instead of values.
         NonFiniteError: A tensor holds NaN or Inf.
     """
     tensors = checkpoint.tensors
