@@ -88,7 +88,8 @@ class Draft:
             written if only_delta else network,
             _freezing(tuning, network, parameters),
             fingerprint(original),
-            fingerprint_of_lora(weights | values),
+            # The delta alone belongs to the base as it is, with the base to what is written of it.
+            fingerprint_of_lora((weights if only_delta else current) | values),
             (*dropped, *graft.dropped),
             (*inputs.warnings, *tuning.config.warnings, *graft.warnings),
             tuning,

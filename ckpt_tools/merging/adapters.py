@@ -104,13 +104,14 @@ def load_adapter(
     Raises:
         InputMissingError: The configuration named on the command line is not there.
         CorruptInputError: A configuration breaks its format.
-        MismatchError: A configuration asks for what cannot be folded.
+        MismatchError: A configuration asks for what cannot be folded, or a matrix holds codes instead of values.
         NonFiniteError: A tensor holds NaN or Inf.
     """
     tensors = checkpoint.tensors
     group = group_lora(tensors, {name: tensor.shape for name, tensor in tensors.items()})
     config, looked_at = find_configuration(checkpoint, option)
     own = {name: tensors[name] for pair in group.pairs for name in pair_keys(pair)}
+    _refuse_codes(checkpoint.path, own)
     if not is_combined:
         own |= {parameter.name: tensors[parameter.name] for parameter in group.weights}
     digest, nonfinite = content_digest(own)
@@ -123,6 +124,17 @@ def load_adapter(
     said = checkpoint.metadata.get(METADATA_FINGERPRINT, "") if not is_combined else ""
     fingerprint = said or (config.base_fingerprint if config is not None else "")
     return Adapter(checkpoint.path, tensors, group, config, looked_at, option, digest, fingerprint)
+
+
+def _refuse_codes(path: Path, matrices: Mapping[str, LazyTensor]) -> None:
+    """Refuse integers, and FP8, whose scales are somewhere else: their values are not those of the adapter."""
+    codes = [(name, tensor.dtype) for name, tensor in matrices.items() if not tensor.dtype.is_float]
+    if codes:
+        remedy = "Save the adapter in fp16, bf16 or fp32 first, its values multiplied with their scales"
+        raise MismatchError(
+            Problem(f"{path}, {name}", f"elements of type {dtype}", "floating-point matrices", remedy)
+            for name, dtype in codes
+        )
 
 
 def pair_keys(pair: LoraPair) -> tuple[str, ...]:

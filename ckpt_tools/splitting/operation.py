@@ -234,7 +234,7 @@ def _open(
     def may_leave_out(name: str) -> bool:
         """A strategy of trainable parameters alone, MindFormers' default, is enough for the delta alone."""
         parameter = classify(name)
-        return parameter.role is Role.OPTIMIZER or (not with_rest and not choice.takes(parameter))
+        return parameter.role is Role.OPTIMIZER or (not with_rest and not choice.takes(parameter, ()))
 
     opened = open_whole(
         source,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -10,6 +10,7 @@ from surgery.errors import MismatchError, Problem, UsageError
 from surgery.methods import known_methods, method_of
 from surgery.naming import ParameterName, Role, classify
 from surgery.near import near_names
+from surgery.spelling import FAMILIES, spell
 
 __all__ = ["Choice", "Selected", "select"]
 
@@ -45,8 +46,13 @@ class Choice:
     exclude: tuple[str, ...] = ()
     saved_modules: tuple[str, ...] = ()
 
-    def takes(self, parameter: ParameterName) -> bool:
-        """Whether a parameter is of the delta."""
+    def takes(self, parameter: ParameterName, names: Container[str]) -> bool:
+        """Whether a parameter is of the delta.
+
+        Args:
+            parameter: The parameter.
+            names: All keys of the checkpoint.
+        """
         name, role = parameter.name, parameter.role
         if role in (Role.OPTIMIZER, Role.SCALAR) or _matches(name, self.exclude):
             return False
@@ -54,16 +60,24 @@ class Choice:
             return True
         if not self.pet_type:
             # A PEFT adapter's plain weights were saved with it; a network's checkpoint has its base under plain names.
-            is_saved = parameter.family == "peft" or self._saves(parameter)
+            is_saved = parameter.family == "peft" or self._saves(parameter, names)
             return role not in _NO_DELTA or (role is Role.WEIGHT and is_saved)
         if self.pet_type in _ROLES:
-            return role in _ROLES[self.pet_type] or (self.pet_type == "lora" and self._saves(parameter))
+            return role in _ROLES[self.pet_type] or (self.pet_type == "lora" and self._saves(parameter, names))
         return role not in (Role.TRAINING_AID, Role.SUPERSEDED) and method_of(self.pet_type).trains(name)
 
-    def _saves(self, parameter: ParameterName) -> bool:
-        """Whether a plain weight is of a module that was trained whole; PEFT compares the ends of modules' names."""
-        return parameter.role is Role.WEIGHT and any(
-            parameter.layer == module or parameter.layer.endswith(f".{module}") for module in self.saved_modules
+    def _saves(self, parameter: ParameterName, names: Container[str]) -> bool:
+        """Whether a plain weight is of a module that was trained whole; PEFT compares the ends of modules' names.
+
+        The bias of an adapted layer is never among those modules: it was saved because it was trained, where the
+        layer's weight is not saved with it.
+        """
+        if parameter.role is not Role.WEIGHT:
+            return False
+        layer = parameter.layer
+        is_alone = parameter.name == f"{layer}.bias" and f"{layer}.weight" not in names
+        return (is_alone and _has_lora(layer, names)) or any(
+            layer == module or layer.endswith(f".{module}") for module in self.saved_modules
         )
 
 
@@ -101,7 +115,7 @@ def select(names: Iterable[str], choice: Choice, where: str) -> Selected:
     ordered = list(names)
     together = frozenset(ordered)
     parameters = [classify(name, together) for name in ordered]
-    delta = tuple(one for one in parameters if choice.takes(one))
+    delta = tuple(one for one in parameters if choice.takes(one, together))
     taken = {one.name for one in delta}
     rest = tuple(one for one in parameters if one.name not in taken and one.role not in _STATES)
     dropped = tuple(one for one in parameters if one.name not in taken and one.role in _STATES)
@@ -114,6 +128,12 @@ def select(names: Iterable[str], choice: Choice, where: str) -> Selected:
 
 
 _STATES = frozenset({Role.OPTIMIZER, Role.SCALAR, Role.TRAINING_AID, Role.SUPERSEDED})
+
+
+def _has_lora(layer: str, names: Container[str]) -> bool:
+    """Whether a layer has an A, in any spelling."""
+    spellings = (spell(Role.LORA_A, layer, family) for family in FAMILIES)
+    return any(name in names for name in spellings if name is not None)
 
 
 def _matches(name: str, globs: Sequence[str]) -> bool:

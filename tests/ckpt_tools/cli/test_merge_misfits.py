@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from commands import Command
@@ -162,6 +163,18 @@ def test_53_a_base_quantised_by_its_types(command: Command, tmp_path: Path) -> N
     lines = refusal(command, tmp_path, "base.ckpt", "lora.ckpt", *ALPHA)
     assert len(lines) == 1
     assert "elements of type int8 in the base" in lines[0]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+@pytest.mark.parametrize("base", [("base.ckpt",), ("--adapters-only",)])
+def test_53_an_adapter_of_codes_whose_values_depend_on_scales(
+    command: Command, tmp_path: Path, dtype: type, base: tuple[str, ...]
+) -> None:
+    pairs = mindpet(factors())
+    save(tmp_path / "lora.ckpt", {**pairs, B: pairs[B].astype(dtype)})
+    (line,) = refusal(command, tmp_path, *base, "lora.ckpt", *ALPHA)
+    assert f"lora.ckpt, {B}: expected floating-point matrices, found elements of type" in line
+    assert "multiplied with their scales" in line
 
 
 def test_53_a_base_quantised_by_its_configuration(command: Command, tmp_path: Path) -> None:

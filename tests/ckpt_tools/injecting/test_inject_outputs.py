@@ -13,6 +13,7 @@ from merge_cases import add_crc, contents, hugging_face, names_of, random, read,
 
 from ckpt_tools import inject, merge, open_checkpoint
 from ckpt_tools.fingerprint import fingerprint, target_fingerprint
+from surgery.errors import MismatchError
 
 METHODS: dict[str, dict[str, Any]] = {config["pet_type"]: config for config in (LORA, ADAPTER, LOW_RANK, PTUNING2)}
 
@@ -217,6 +218,16 @@ def test_the_bases_fingerprint_is_kept_with_the_adapter(tmp_path: Path) -> None:
         config = json.loads((tmp_path / f"{name}.adapter_config.json").read_text())
         assert config["pet_surgery"]["base_fingerprint"] == expected
     assert open_checkpoint(tmp_path / "delta.safetensors").metadata["pet_surgery.base_fingerprint"] == expected
+
+
+def test_a_network_that_was_cast_is_the_base_of_its_own_adapter(tmp_path: Path) -> None:
+    injected(tmp_path, dtype="bf16")
+    merge(tmp_path / "out.ckpt", output=tmp_path / "merged.ckpt")
+    # The delta alone belongs to the base as it is, whatever its own type.
+    injected(tmp_path, dtype="bf16", only_delta=True, output=tmp_path / "delta.ckpt")
+    merge(tmp_path / "base.ckpt", tmp_path / "delta.ckpt", output=tmp_path / "folded.ckpt")
+    with pytest.raises(MismatchError, match="an adapter of the base"):
+        merge(tmp_path / "merged.ckpt", tmp_path / "delta.ckpt", output=tmp_path / "other.ckpt")
 
 
 def test_what_was_written_beside_an_output_configures_the_next_injection(tmp_path: Path) -> None:

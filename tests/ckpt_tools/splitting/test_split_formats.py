@@ -103,6 +103,20 @@ def test_modules_that_peft_saved_whole_go_along_both_ways(tmp_path: Path) -> Non
     assert config_of(tmp_path / "back")["modules_to_save"] == ["lm_head"]
 
 
+def test_biases_of_adapted_layers_that_peft_trained_go_along_both_ways(tmp_path: Path) -> None:
+    pairs = {PEFT_NAMES[name]: array for name, array in LORA["mindpet"].items()}
+    pairs["base_model.model.model.layers.0.self_attn.q_proj.bias"] = random(7, 16)
+    write_peft(tmp_path / "peft", pairs, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], bias="lora_only")
+    split(tmp_path / "peft", format="mindformers", output=tmp_path / "ms")
+    report = split(tmp_path / "ms", format="peft", output=tmp_path / "back")
+    assert_same_arrays(read_arrays(tmp_path / "back" / "adapter_model.safetensors"), pairs)
+    assert report.left == ()
+    # With the layer's weight it is the base's own, whether LoRA is beside it or not.
+    bias = "model.layers.0.attention.wq.bias"
+    save(tmp_path / "whole.ckpt", {**BASE, **LORA["mindpet"], bias: random(7, 16)})
+    assert bias in split(tmp_path / "whole.ckpt", alpha=8, output=tmp_path / "delta").left
+
+
 def test_slora_has_a_table_and_a_folder_for_the_adapter(tmp_path: Path) -> None:
     split(combined(tmp_path, LORA["mindpet"]), alpha=8, format="slora", output=tmp_path / "served")
     table = json.loads((tmp_path / "served" / "lora_adapter.json").read_text())

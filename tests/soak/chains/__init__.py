@@ -9,8 +9,10 @@ their formats' descriptions, slices are cut by the definition, sums are numpy's 
     storing     whole checkpoints in every format and layout
     networks    random networks
     adapters    random adapters of them, in every spelling
+    methods     what several updates of a layer become by each method of combination
+    forms       adapters as other libraries read them
     running     a command in this process, in its own, or killed and run again
     steps       one module a command: what it is given, and what has to come out
-    wrong       inputs that have to be refused
+    wrong       inputs that have to be refused; unfit: adapters
     chain       steps one after the other, from one seed
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -30,7 +30,7 @@ ALPHA, SCALING, YAML, CONFIG, FOUND = "--alpha", "--scaling", "YAML", "adapter_c
 
 @dataclass(frozen=True)
 class Pair:
-    """A and B of one weight, and DoRA's magnitudes: their names and what they hold."""
+    """A and B of one weight, and DoRA's magnitudes: their names and what they hold; a scale where it has its own."""
 
     a_name: str
     b_name: str
@@ -38,6 +38,7 @@ class Pair:
     b: Tensor
     kind: str = LINEAR
     magnitudes: Tensor | None = None
+    scaling: float | None = None
 
     @property
     def rank(self) -> int:
@@ -67,6 +68,8 @@ class Adapter:
         config_path: The file that says it.
         stored: Where it lies; None while it lies in the network's file.
         weight: What all of it is multiplied with when it is merged.
+        saved: Name of a weight in the network to what was trained of it as a whole, and its name here.
+        spelled: Whose names its layers have.
     """
 
     family: str
@@ -78,6 +81,8 @@ class Adapter:
     config_path: str = ""
     stored: Stored | None = None
     weight: float = 1.0
+    saved: Mapping[str, tuple[str, Tensor]] = field(default_factory=dict)
+    spelled: str = PLAIN
 
     def terms(self, weight: str) -> list[Term]:
         """What it adds to a weight."""
@@ -90,9 +95,11 @@ class Adapter:
 
     def scaling(self, weight: str) -> float:
         """The factor of B @ A."""
+        pair = self.pairs[weight]
+        if pair.scaling is not None:
+            return pair.scaling
         if self.form == SCALING:
             return self.alpha
-        pair = self.pairs[weight]
         alpha = (self.alpha_pattern or {}).get(layer_of(pair.a_name, self.family), self.alpha)
         return alpha / (math.sqrt(pair.rank) if self.by_root else pair.rank)
 
@@ -104,14 +111,21 @@ class Adapter:
 
     def tensors(self) -> dict[str, Tensor]:
         """Its parameters by their names."""
-        return {name: tensor for pair in self.pairs.values() for name, tensor in pair_items(pair)}
+        own = {name: tensor for pair in self.pairs.values() for name, tensor in pair_items(pair)}
+        return own | dict(self.saved.values())
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of its layers."""
+        return {pair.kind for pair in self.pairs.values()}
 
     def with_tensors(self, model: Model, **changes: object) -> Adapter:
         """The same with other contents under the same names."""
         pairs = {
             weight: replace(pair, a=model[pair.a_name], b=model[pair.b_name]) for weight, pair in self.pairs.items()
         }
-        return replace(self, pairs=pairs, **changes)
+        saved = {weight: (name, model[name]) for weight, (name, _) in self.saved.items()}
+        return replace(self, pairs=pairs, saved=saved, **changes)
 
 
 def pair_items(pair: Pair) -> tuple[tuple[str, Tensor], ...]:
@@ -143,6 +157,7 @@ def random_adapter(
     *,
     form: str | None = None,
     is_alone: bool = True,
+    has_special: bool = True,
 ) -> Adapter:
     """An adapter of a network, not stored yet.
 
@@ -153,6 +168,7 @@ def random_adapter(
         style: Whose names these are.
         form: How the scale is to be said.
         is_alone: Whether it is the only one of its weights, as DoRA has to be.
+        has_special: Whether it may change more than linear layers.
     """
     family = rng.choice(list(ENDINGS))
     form = form or rng.choice([ALPHA, ALPHA, SCALING, YAML, CONFIG, FOUND])
@@ -169,16 +185,42 @@ def random_adapter(
         out, into = shapes[weight]
         a_name, b_name = names_for(weight if spelled == style else translated(weight, spelled), family)
         pairs[weight] = _pair(rng, a_name, b_name, (rank, into), (out, rank), dtype, LINEAR)
-    if form in (ALPHA, SCALING) and spelled == style:
+    if has_special and form in (ALPHA, SCALING) and spelled == style:
         pairs |= _special(rng, shapes, style, family, rank, dtype)
     by_root = form in (CONFIG, FOUND) and rng.random() < 0.4
-    adapter = Adapter(family, pairs, rng.choice([1.0, 2.5, 4.0, 16.0]), by_root, form=form)
+    adapter = Adapter(family, pairs, rng.choice([1.0, 2.5, 4.0, 16.0]), by_root, form=form, spelled=spelled)
     if family == "peft" and form in (CONFIG, FOUND) and is_alone and rng.random() < 0.5:
         pairs = {weight: _with_magnitudes(rng, pair) for weight, pair in pairs.items()}
         adapter = replace(adapter, pairs=pairs)
     if form in (CONFIG, FOUND) and rng.random() < 0.4:
         adapter = replace(adapter, alpha_pattern={layer_of(rng.choice(list(pairs.values())).a_name, family): 3.0})
     return adapter
+
+
+def with_saved(rng: Random, adapter: Adapter, style: str, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
+    """The same with one or two tensors that were trained whole (`modules_to_save`), which no adapter may change too."""
+    whole = {HEAD, EMBEDDINGS.get(style, "")} if HEAD in shapes else set()
+    ends = (".weight", ".bias", ".gamma", ".beta")
+    names = [name for name, shape in shapes.items() if name in whole or (len(shape) == 1 and name.endswith(ends))]
+    saved = {}
+    for weight in rng.sample(names, min(len(names), rng.randint(1, 2))):
+        name = spelled_as(weight, adapter.spelled)
+        values = random_values(rng, shapes[weight], rng.choice(["fp32", "bf16", "fp16"]))
+        saved[weight] = saved_name(name, adapter.family, rng.random() < 0.5), fresh(values)
+    return replace(adapter, saved=saved)
+
+
+def spelled_as(weight: str, style: str) -> str:
+    """A weight's name in a style; in none in particular it keeps its own."""
+    return weight if style == PLAIN else translated(weight, style)
+
+
+def saved_name(name: str, family: str, is_copied: bool = False) -> str:
+    """What a tensor that was trained whole is called; of PEFT also as a model has it that is not saved yet."""
+    if family != "peft":
+        return name
+    layer, _, leaf = name.rpartition(".")
+    return f"base_model.model.{layer}.modules_to_save.default.{leaf}" if is_copied else f"base_model.model.{name}"
 
 
 def store_adapter(rng: Random, folder: Path, stem: str, adapter: Adapter, *, in_ranks: bool) -> Adapter:
@@ -215,6 +257,9 @@ def _peft_config(adapter: Adapter) -> dict[str, object]:
     }
     config |= {"rank_pattern": ranks} if ranks else {}
     has_magnitudes = any(pair.magnitudes is not None for pair in adapter.pairs.values())
+    if adapter.saved:
+        names = [spelled_as(weight, adapter.spelled) for weight in adapter.saved if not weight.endswith(".bias")]
+        config["modules_to_save"] = sorted({name.rpartition(".")[0] for name in names})
     return {**config, "use_rslora": adapter.by_root, "use_dora": has_magnitudes, "target_modules": layers}
 
 

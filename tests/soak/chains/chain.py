@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 from random import Random
 
+from chains.combining import combine
 from chains.injecting import inject
 from chains.merging import merge
 from chains.running import Figures, Shell
@@ -15,8 +16,16 @@ from chains.state import Chain, begin
 from chains.transforming import transform
 from chains.wrong import refuse
 
-STEPS = {"transform": transform, "inject": inject, "split": split, "convert": convert, "merge": merge, "refuse": refuse}
-_WEIGHTS = {"transform": 3, "inject": 3, "split": 4, "convert": 3, "merge": 3, "refuse": 2}
+STEPS = {
+    "transform": transform,
+    "inject": inject,
+    "split": split,
+    "convert": convert,
+    "merge": merge,
+    "combine": combine,
+    "refuse": refuse,
+}
+_WEIGHTS = {"transform": 3, "inject": 3, "split": 8, "convert": 3, "merge": 3, "combine": 3, "refuse": 2}
 
 
 class ChainError(AssertionError):

@@ -16,7 +16,7 @@ from hostile import describe, file_bytes
 
 Arrays = Mapping[str, np.ndarray]
 
-_TYPES = (
+_TYPES: tuple[tuple[type, str | None, str], ...] = (
     (np.bool_, "Bool", "BOOL"),
     (np.int8, "Int8", "I8"),
     (np.int32, "Int32", "I32"),
@@ -26,8 +26,11 @@ _TYPES = (
     (np.float32, "Float32", "F32"),
     (np.float64, "Float64", "F64"),
     (ml_dtypes.bfloat16, "BFloat16", "BF16"),
+    (ml_dtypes.float8_e4m3fn, "Float8E4M3FN", "F8_E4M3"),
+    (ml_dtypes.float8_e5m2, "Float8E5M2", "F8_E5M2"),
+    (ml_dtypes.float8_e8m0fnu, None, "F8_E8M0"),
 )
-_OF_CKPT = {ckpt: np.dtype(numpy_type) for numpy_type, ckpt, _ in _TYPES}
+_OF_CKPT = {ckpt: np.dtype(numpy_type) for numpy_type, ckpt, _ in _TYPES if ckpt}
 _OF_SAFETENSORS = {name: np.dtype(numpy_type) for numpy_type, _, name in _TYPES}
 _TO_CKPT = {dtype: name for name, dtype in _OF_CKPT.items()}
 _TO_SAFETENSORS = {dtype: name for name, dtype in _OF_SAFETENSORS.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,11 +11,20 @@ from chains.adapters import ALPHA, FOUND, Adapter, Pair, names_for, store_adapte
 from chains.layouts import random_strategy, write_strategy
 from chains.networks import HUGGING_FACE, random_values
 from chains.oracle import Expected, Model, WrongTensorError, cast, compare, fresh, same
-from chains.state import Chain, choose_dtype, choose_target, moved_to, write
+from chains.state import Chain, choose_dtype, choose_names, choose_target, moved_to, style_after, write
 from chains.storing import FILE, FOLDER, RANKS, SUFFIXES, Stored, read, store
 from chains.strategies import read_merged_strategy
 
 _BLOCKS = ("layers", "blocks")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A network under the names that it is to have: its weights, whose names these are, and the option that asks."""
+
+    weights: Model
+    style: str
+    options: tuple[str, ...] = ()
 
 
 def inject(chain: Chain) -> bool:
@@ -24,20 +33,21 @@ def inject(chain: Chain) -> bool:
         return False
     if chain.chance(0.2):
         return _other_method(chain)
-    plan = _plan(chain)
-    if chain.chance(0.3):
-        return _graft(chain, plan)
     if chain.chance(0.2):
-        return _only_delta(chain, plan)
+        return _only_delta(chain, _plan(chain, Base(chain.weights, chain.style)))
+    names, renamed = choose_names(chain)
+    weights = {renamed[name]: tensor for name, tensor in chain.weights.items()}
+    base = Base(weights, style_after(chain, names), ("--names", names) if names else ())
+    plan = _plan(chain, base)
+    if chain.chance(0.3):
+        return _graft(chain, base, plan)
     dtype = choose_dtype(chain)
-    place, found = _injected(chain, plan, dtype, [])
+    place, found = _injected(chain, base, plan, dtype, [])
     own = {name for pair in plan.pairs.values() for name in (pair.a_name, pair.b_name)}
-    if own != found.keys() - chain.weights.keys():
-        raise WrongTensorError(
-            f"expected to be added {sorted(own)}, found {sorted(found.keys() - chain.weights.keys())}"
-        )
-    base = {name: found[name] for name in chain.weights if name in found}
-    chain.model = compare(base, _base(chain, dtype), chain.figures)
+    if own != found.keys() - weights.keys():
+        raise WrongTensorError(f"expected to be added {sorted(own)}, found {sorted(found.keys() - weights.keys())}")
+    held = {name: found[name] for name in weights if name in found}
+    chain.model, chain.style = compare(held, _base(weights, dtype), chain.figures), base.style
     for weight, pair in plan.pairs.items():
         _check_fresh(found, weight, pair, chain.model)
     chain.figures.tensors += len(own)
@@ -46,11 +56,11 @@ def inject(chain: Chain) -> bool:
     return True
 
 
-def _plan(chain: Chain) -> Adapter:
-    """The layers of some kinds of cells, as MindPet names LoRA's parameters."""
-    rng = chain.rng
-    weights = chain.weights
-    linear = [name for name, tensor in weights.items() if name.endswith(".weight") and tensor.bits.ndim == 2]
+def _plan(chain: Chain, base: Base) -> Adapter:
+    """The layers of some kinds of cells, as MindPet names LoRA's parameters; none of a weight in FP8."""
+    rng, weights = chain.rng, base.weights
+    floats = {name: tensor for name, tensor in weights.items() if tensor.dtype is not None}
+    linear = [name for name, tensor in floats.items() if name.endswith(".weight") and tensor.bits.ndim == 2]
     layers = [name for name in linear if ".layers." in name or name.startswith("blocks.")]
     cells = sorted({name.split(".")[-2] for name in layers})
     chosen = rng.sample(cells, rng.randint(1, min(3, len(cells))))
@@ -65,27 +75,27 @@ def _plan(chain: Chain) -> Adapter:
     config_path = f"{chain.stem('run')}.yaml"
     section: dict[str, object] = {"pet_type": "lora", "lora_rank": rank, "lora_alpha": 8.0}
     section |= {"target_modules": "|".join(f".*{cell}" for cell in chosen)}
-    if chain.style == HUGGING_FACE and chain.chance(0.5):
+    if base.style == HUGGING_FACE and chain.chance(0.5):
         config_path = f"{chain.stem('peft')}.json"
         section = {"peft_type": "LORA", "r": rank, "lora_alpha": 8.0, "target_modules": chosen}
     (chain.folder / config_path).write_text(json.dumps(section))
-    return Adapter("mindpet", pairs, 8.0, form=ALPHA, config_path=config_path)
+    return Adapter("mindpet", pairs, 8.0, form=ALPHA, config_path=config_path, spelled=base.style)
 
 
 def _injected(
-    chain: Chain, plan: Adapter, dtype: str | None, options: list[str]
+    chain: Chain, base: Base, plan: Adapter, dtype: str | None, options: list[str]
 ) -> tuple[Stored, dict[str, np.ndarray]]:
     """Run pet-inject; where its output lies, and what it holds."""
-    expected = {**_base(chain, dtype), **{name: same(one) for name, one in plan.tensors().items()}}
+    expected = {**_base(base.weights, dtype), **{name: same(one) for name, one in plan.tensors().items()}}
     place, target = choose_target(chain, "injected", expected)
-    line = [chain.stored.path, "--config", plan.config_path, *chain.stored.options(), *options]
+    line = [chain.stored.path, "--config", plan.config_path, *chain.stored.options(), *base.options, *options]
     line += ["--dtype", dtype] if dtype else []
     line += ["--seed", str(chain.rng.randint(0, 9))] if not options else []
     if place.kind != RANKS or chain.chance(0.5):
         write(chain, "pet-inject", [*line, *target], place)
         return place, read(chain.folder, place)
     # A strategy of the base alone: what it lacks is worked out, and written beside the output.
-    shapes = {name: tensor.bits.shape for name, tensor in chain.weights.items()}
+    shapes = {name: tensor.bits.shape for name, tensor in base.weights.items()}
     strategy = random_strategy(chain.rng, shapes, even=True)
     path = write_strategy(chain.rng, chain.folder / chain.stem("base-strategy"), strategy)
     place = replace(place, strategy=strategy)
@@ -95,8 +105,8 @@ def _injected(
     return place, read(chain.folder, place)
 
 
-def _base(chain: Chain, dtype: str | None) -> dict[str, Expected]:
-    return {name: cast(tensor, dtype) for name, tensor in chain.weights.items()}
+def _base(weights: Model, dtype: str | None) -> dict[str, Expected]:
+    return {name: cast(tensor, dtype) for name, tensor in weights.items()}
 
 
 def _check_fresh(found: dict[str, np.ndarray], weight: str, pair: Pair, model: Model) -> None:
@@ -113,7 +123,7 @@ def _check_fresh(found: dict[str, np.ndarray], weight: str, pair: Pair, model: M
         )
 
 
-def _graft(chain: Chain, plan: Adapter) -> bool:
+def _graft(chain: Chain, base: Base, plan: Adapter) -> bool:
     """A trained adapter's values in the place of fresh ones; they are rounded to the network's type."""
     dtype = chain.rng.choice(["fp32", "bf16"])
     pairs = {}
@@ -125,13 +135,14 @@ def _graft(chain: Chain, plan: Adapter) -> bool:
     assert stored.stored is not None
     options = ["--adapter", stored.stored.path, *stored.stored.options("--adapter-strategy")]
     wanted = choose_dtype(chain)
-    place, found = _injected(chain, plan, wanted, options)
-    expected = _base(chain, wanted)
+    place, found = _injected(chain, base, plan, wanted, options)
+    expected = _base(base.weights, wanted)
     for weight, pair in pairs.items():
-        own = wanted or chain.model[weight].dtype
+        own = wanted or base.weights[weight].dtype
         expected |= {pair.a_name: cast(pair.a, own), pair.b_name: cast(pair.b, own)}
     model = compare(found, expected, chain.figures)
     moved_to(chain, model, place, trained.with_tensors(model, stored=None))
+    chain.style = base.style
     return True
 
 
@@ -153,7 +164,7 @@ def _other_method(chain: Chain) -> bool:
     line = [chain.stored.path, "--config", config.name, *chain.stored.options()]
     write(chain, "pet-inject", line, place)
     found = read(chain.folder, place)
-    compare({name: found[name] for name in weights if name in found}, _base(chain, None), chain.figures)
+    compare({name: found[name] for name in weights if name in found}, _base(weights, None), chain.figures)
     added = {name: same(fresh(array)) for name, array in found.items() if name not in weights}
     if not added:
         raise WrongTensorError(f"{section['pet_type']} added nothing")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from chains.adapters import Adapter, random_adapter, store_adapter
+from chains.adapters import Adapter
+from chains.combining import SUM, adapter_options, choose_combination, draw_adapters, is_taken, terms_of
+from chains.methods import Combination
 from chains.networks import EMBEDDINGS, HEAD
 from chains.oracle import Expected, Model, bits_of, cast, folded, same
+from chains.running import DIFFERENT, MISFIT, USAGE
 from chains.splitting import extract
 from chains.state import (
     Chain,
@@ -21,45 +22,33 @@ from chains.state import (
 from chains.storing import Stored
 
 
-def draw_adapters(chain: Chain) -> list[Adapter]:
-    """The adapter that waits, or one to three random ones."""
-    if chain.adapter is not None:
-        return [chain.adapter]
-    shapes = {name: tensor.bits.shape for name, tensor in chain.weights.items()}
-    count = chain.rng.choices([1, 2, 3], [70, 20, 10])[0]
-    first = random_adapter(chain.rng, chain.network, shapes, chain.style, is_alone=count == 1)
-    # Several say their scale in the same way, as an option is given once for each.
-    others = [
-        random_adapter(chain.rng, chain.network, shapes, chain.style, form=first.form, is_alone=False)
-        for _ in range(count - 1)
-    ]
-    stored = [
-        store_adapter(chain.rng, chain.folder, chain.stem("adapter"), one, in_ranks=count == 1)
-        for one in (first, *others)
-    ]
-    if count == 1 or chain.chance(0.5):
-        return stored
-    return [replace(one, weight=chain.rng.choice([1.0, 0.3, -0.7, 2.5])) for one in stored]
-
-
 def merge(chain: Chain) -> bool:
     """Base and adapters become one checkpoint; the chain goes on with that."""
     adapters = draw_adapters(chain)
     weights = chain.weights
     dtype = choose_dtype(chain)
     names, renamed = choose_names(chain)
-    expected = {name: _merged(name, weights, adapters, dtype) for name in weights}
-    expected |= _untied(chain, weights, adapters, dtype)
+    inputs = merge_inputs(chain, adapters)
+    how = choose_combination(chain)
+    if not is_taken(adapters, how):
+        chain.shell.run("pet-merge", *inputs, *how.options(), "-o", chain.stem("refused"), code=MISFIT)
+        how = SUM
+    inputs += how.options()
+    expected = {name: _merged(name, weights, adapters, how, dtype) for name in weights}
+    expected |= _untied(chain, weights, adapters, how, dtype)
     renamed = {**renamed, HEAD: HEAD}
     expected = {renamed[name]: one for name, one in expected.items()}
     place, target = choose_target(chain, "merged", expected)
-    inputs = merge_inputs(chain, adapters)
     options = ["--dtype", dtype] if dtype else []
     options += ["--names", names] if names else []
     options += ["--verify"] if chain.chance(0.2) else []
     patch = f"{place.path.split('.')[0]}-patch" if not chain.is_combined and chain.chance(0.25) else ""
     others = ("--unmerge-patch", patch) if patch else ()
-    write(chain, "pet-merge", [*inputs, *target, *options, *others], place, *([patch] if patch else []))
+    if patch and not how.is_sum:
+        chain.shell.run("pet-merge", *inputs, *target, *options, *others, "-o", place.path, code=USAGE)
+        patch, others = "", ()
+    outputs = [patch] if patch else []
+    write(chain, "pet-merge", [*inputs, *target, *options, *others], place, *outputs, whole=not how.is_sum)
     model = chain.check(place, expected)
     check_config(chain, place)
     if chain.chance(0.4):
@@ -81,20 +70,14 @@ def merge(chain: Chain) -> bool:
     if is_alike and chain.chance(0.2):
         differs = any((bits_of(tensor.bits) != bits_of(weights[name].bits)).any() for name, tensor in model.items())
         compared = [base.path, place.path, *base.options(), *place.options("--other-strategy")]
-        chain.shell.run("pet-inspect", *compared, "--exit-code", code=6 if differs else 0)
+        chain.shell.run("pet-inspect", *compared, "--exit-code", code=DIFFERENT if differs else 0)
     return True
 
 
 def merge_inputs(chain: Chain, adapters: list[Adapter]) -> list[str]:
     """BASE and ADAPTERs, then the options that say how they are cut and what the scale is."""
     separate = [one.stored for one in adapters if one.stored is not None]
-    options = chain.stored.options()
-    for stored in separate:
-        options += stored.options("--adapter-strategy")
-    for adapter in adapters:
-        options += adapter.options()
-    if any(adapter.weight != 1 for adapter in adapters):
-        options += [word for adapter in adapters for word in ("--weight", repr(adapter.weight))]
+    options = [*chain.stored.options(), *adapter_options(adapters)]
     options += ["--allow-other-base"] if chain.is_moved else []
     return [chain.stored.path, *(stored.path for stored in separate), *options]
 
@@ -103,18 +86,23 @@ def _separate(adapters: list[Adapter]) -> int:
     return sum(one.stored is not None for one in adapters)
 
 
-def _merged(name: str, weights: Model, adapters: list[Adapter], dtype: str | None) -> Expected:
-    terms = [term for adapter in adapters for term in adapter.terms(name)]
+def _merged(name: str, weights: Model, adapters: list[Adapter], how: Combination, dtype: str | None) -> Expected:
+    saved = [adapter.saved[name][1] for adapter in adapters if name in adapter.saved]
+    if saved:
+        return cast(saved[0], dtype or weights[name].dtype)
+    terms = terms_of(name, adapters, how)
     magnitudes = next((found for adapter in adapters if (found := adapter.magnitudes(name)) is not None), None)
     return folded(weights[name], terms, dtype, magnitudes) if terms else cast(weights[name], dtype)
 
 
-def _untied(chain: Chain, weights: Model, adapters: list[Adapter], dtype: str | None) -> dict[str, Expected]:
+def _untied(
+    chain: Chain, weights: Model, adapters: list[Adapter], how: Combination, dtype: str | None
+) -> dict[str, Expected]:
     """The output head, where the base has it only as its embedding, and an adapter changes one of the two."""
     embedding = weights.get(EMBEDDINGS.get(chain.style, ""))
     if embedding is None or HEAD in weights:
         return {}
-    terms = [term for adapter in adapters for term in adapter.terms(HEAD)]
+    terms = terms_of(HEAD, adapters, how)
     if terms:
         return {HEAD: folded(embedding, terms, dtype)}
     # Without a `config.json` nobody knows that the network has a head.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 
+import ml_dtypes
 import numpy as np
 from merge_cases import HUGGING_FACE_PARTS, NUMPY, hugging_face_name
 
@@ -14,6 +15,8 @@ from chains.oracle import rounded
 MINDFORMERS, HUGGING_FACE, PLAIN = "mindformers", "hf", "plain"
 HEAD = "lm_head.weight"
 EMBEDDINGS = {MINDFORMERS: "model.tok_embeddings.embedding_weight", HUGGING_FACE: "model.embed_tokens.weight"}
+
+FP8 = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
 
 # What could be tripped over: a scalar, a name as in a merged strategy, one beyond ASCII, one with a space.
 _ODD: Mapping[str, tuple[int, ...]] = {"logit_scale": (), "0-gate.gamma": (8,), "größe.beta": (4,), "a b.gamma": (6,)}
@@ -58,10 +61,19 @@ def random_network(rng: Random) -> Network:
         tensors["codes"] = np.arange(32, dtype=np.int8).reshape(8, 4)
     if rng.random() < 0.3:
         tensors |= {name: random_values(rng, shape, norms) for name, shape in _ODD.items()}
+    if rng.random() < 0.3:
+        tensors |= _quantised(rng, "blocks.0" if style == PLAIN else "model.layers.0")
     if style == HUGGING_FACE:
         tensors = {hugging_face_name(name): array for name, array in tensors.items()}
         layers = [hugging_face_name(name) for name in layers]
     return Network(style, tensors, tuple(layers), tuple(experts))
+
+
+def _quantised(rng: Random, block: str) -> dict[str, np.ndarray]:
+    """A weight of a layer in FP8, and all that a byte can be in it; neither is computed with."""
+    dtype = rng.choice(FP8)
+    weight = random_values(rng, (8, 8), "fp32").astype(dtype)
+    return {f"{block}.router.weight": weight, "fp8_codes": np.arange(256, dtype=np.uint8).view(dtype)}
 
 
 def translated(name: str, style: str) -> str:

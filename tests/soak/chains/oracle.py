@@ -44,11 +44,15 @@ Model = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Term:
-    """scaling * (left @ right), which an adapter adds; each factor laid out for that product."""
+    """scaling * (left @ right), which an adapter adds; each factor laid out for that product.
+
+    `off` is how far a product that was computed before may be from that.
+    """
 
     left: Tensor
     right: Tensor
     scaling: float
+    off: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def folded(tensor: Tensor, terms: Sequence[Term], dtype: str | None, magnitudes:
     shape, own = tensor.bits.shape, str(tensor.dtype)
     exact, ideal = tensor.bits.astype(np.float64), tensor.ideal
     magnitude, drift = np.abs(exact), tensor.bound
-    sums = 2
+    sums, before = 2, np.zeros(shape)
     for term in terms:
         left, right = term.left.bits.astype(np.float64), term.right.bits.astype(np.float64)
         exact = exact + term.scaling * (left @ right).reshape(shape)
@@ -135,9 +139,10 @@ def folded(tensor: Tensor, terms: Sequence[Term], dtype: str | None, magnitudes:
         off = term.left.bound @ np.abs(right) + np.abs(left) @ term.right.bound + term.left.bound @ term.right.bound
         drift = drift + abs(term.scaling) * off.reshape(shape)
         sums += left.shape[-1] + 2
+        before = before if term.off is None else before + abs(term.scaling) * term.off.reshape(shape)
     target = dtype or own
-    roundoff = 2.0**-52 if own == "fp64" else 2.0**-24
-    lost = sums * roundoff * magnitude
+    roundoff, smallest = (2.0**-52, 2.0**-1074) if own == "fp64" else (2.0**-24, 2.0**-149)
+    lost = sums * (roundoff * magnitude + smallest) + before
     if magnitudes is not None:
         (exact, lost), (ideal, drift) = _rescaled(exact, lost, ideal, drift, magnitudes, roundoff)
         magnitude = np.abs(exact)

@@ -38,7 +38,9 @@ COMMANDS: dict[str, click.Command] = {
     "pet-verify": verify_command,
 }
 
-_DIFFERENT, _INTERRUPTED = 6, 130
+# Exit codes.
+USAGE, MISSING, CORRUPT, MISFIT, DIFFERENT, EXISTS = 2, 3, 4, 5, 6, 8
+_INTERRUPTED = 130
 
 HERE, PROCESS, KILLED = "in process", "as processes", "killed and run again"
 
@@ -110,7 +112,7 @@ class Shell:
         if found != code:
             raise WrongOutcomeError(f"{program}: expected exit code {code}, found {found}:\n{stdout}{stderr}")
         self._hold(program, arguments, before, () if code else outputs)
-        if code == _DIFFERENT:
+        if code == DIFFERENT:
             return stdout
         if code:
             self.figures.refused[code] += 1

@@ -7,35 +7,48 @@ from pathlib import Path
 
 import numpy as np
 
-from chains.adapters import FOUND, Pair, names_for, pair_items
+from chains.adapters import FOUND, LINEAR, names_for, pair_items
+from chains.choosing import glob_of, split_some
 from chains.files import read_folder
-from chains.networks import HUGGING_FACE, MINDFORMERS, PLAIN, translated
+from chains.forms import (
+    FORMS,
+    adapter_place,
+    fits_slora,
+    nested,
+    new_family,
+    new_spelling,
+    renamed_pair,
+    renamed_weight,
+)
+from chains.networks import HUGGING_FACE
 from chains.oracle import Model, Tensor, WrongTensorError, cast, same, unit
+from chains.running import MISFIT
 from chains.state import Chain, choose_dtype, write
 from chains.storing import FILE, FOLDER, SUFFIXES, Stored
-
-FORMS = ("keep", "ckpt", "safetensors", "peft", "mindformers", "slora")
 
 
 def split(chain: Chain) -> bool:
     """The adapter is cut out of the checkpoint, and waits beside the base."""
     if chain.adapter is None or not chain.is_combined:
         return False
+    if chain.chance(0.4):
+        split_some(chain, chain.adapter)
     adapter, before = chain.adapter, chain.stored
     form = chain.rng.choice(FORMS)
-    renamed = {weight: _renamed(chain, weight, pair, form) for weight, pair in adapter.pairs.items()}
+    renamed = {weight: renamed_pair(chain, weight, pair, form) for weight, pair in adapter.pairs.items()}
     dtype = choose_dtype(chain)
     expected = {name: cast(one, dtype) for pair in renamed.values() for name, one in pair_items(pair)}
-    place = _adapter_place(chain, form, before.suffix)
+    place = adapter_place(chain, form, before.suffix)
     rest = chain.stem("rest") + chain.rng.choice(["", *SUFFIXES])
     line = [before.path, *before.options(), "--alpha", repr(adapter.alpha), "--format", form]
     line += ["--dtype", dtype] if dtype else []
     write(chain, "pet-split", [*line, "--remainder", rest], place, rest)
-    place = _nested(place, form)
+    place = nested(place, form)
     model = chain.check(place, expected)
     remainder = Stored(rest, FILE if Path(rest).suffix else FOLDER, Path(rest).suffix)
     weights = chain.check(remainder, {name: same(tensor) for name, tensor in chain.weights.items()})
-    found = replace(adapter, pairs=renamed, form=FOUND, family=_family(form, adapter.family))
+    family, spelled = new_family(form, adapter.family), new_spelling(chain, form, adapter.spelled)
+    found = replace(adapter, pairs=renamed, form=FOUND, family=family, spelled=spelled)
     chain.model, chain.stored, chain.is_moved = weights, remainder, False
     chain.adapter = found.with_tensors(model, stored=place)
     return True
@@ -43,35 +56,58 @@ def split(chain: Chain) -> bool:
 
 def convert(chain: Chain) -> bool:
     """The adapter that waits gets the form that another library reads; its configuration is found beside it."""
-    if chain.adapter is None or chain.adapter.stored is None:
+    if chain.adapter is None or chain.adapter.stored is None or chain.adapter.kinds != {LINEAR}:
         return False
     adapter, before = chain.adapter, chain.adapter.stored
+    options = []
+    if len(adapter.pairs) > 1 and chain.chance(0.25):
+        left_out = chain.rng.choice(sorted(adapter.pairs))
+        options = ["--exclude", glob_of(adapter.pairs[left_out])]
+        adapter = replace(adapter, pairs={weight: one for weight, one in adapter.pairs.items() if weight != left_out})
     form = chain.rng.choice(FORMS)
-    renamed = {weight: _renamed(chain, weight, pair, form) for weight, pair in adapter.pairs.items()}
+    renamed = {weight: renamed_pair(chain, weight, pair, form) for weight, pair in adapter.pairs.items()}
     dtype = choose_dtype(chain)
     expected = {name: cast(one, dtype) for pair in renamed.values() for name, one in pair_items(pair)}
-    place = _adapter_place(chain, form, before.suffix)
-    write(chain, "pet-split", [before.path, "--format", form, *(["--dtype", dtype] if dtype else [])], place)
-    place = _nested(place, form)
+    place = adapter_place(chain, form, before.suffix)
+    saved = {
+        weight: (renamed_weight(chain, weight, name, form, adapter.family), tensor)
+        for weight, (name, tensor) in adapter.saved.items()
+    }
+    expected |= {name: cast(tensor, dtype) for name, tensor in saved.values()}
+    line = [before.path, "--format", form, *options, *(["--dtype", dtype] if dtype else [])]
+    if form == "slora" and not fits_slora(adapter):
+        chain.shell.run("pet-split", *line, "-o", place.path, code=MISFIT)
+        return True
+    write(chain, "pet-split", line, place)
+    place = nested(place, form)
     model = chain.check(place, expected)
-    converted = replace(adapter, pairs=renamed, family=_family(form, adapter.family))
+    family, spelled = new_family(form, adapter.family), new_spelling(chain, form, adapter.spelled)
+    converted = replace(adapter, pairs=renamed, saved=saved, family=family, spelled=spelled)
     chain.adapter = converted.with_tensors(model, stored=place)
     return True
 
 
 def extract(chain: Chain, before: Model, base: Stored) -> None:
     """The nearest adapter of a rank is cut out of what a step changed: as near as the singular values allow."""
-    matrices = [name for name, tensor in chain.model.items() if _is_layer(name) and tensor.bits.ndim == 2]
+    floats = {name: tensor for name, tensor in chain.model.items() if tensor.dtype is not None}
+    matrices = [name for name, tensor in floats.items() if _is_layer(name) and tensor.bits.ndim == 2]
     # By value: adding nothing makes 0.0 of -0.0, which is no change.
-    if not any((chain.model[name].bits != before[name].bits).any() for name in matrices):
+    changed = [name for name in matrices if (chain.model[name].bits != before[name].bits).any()]
+    if not changed:
         return
     rank = chain.rng.choice([1, 2, 4])
     place = Stored(chain.stem("extracted"), FOLDER, ".safetensors")
     line = [chain.stored.path, "--base", base.path, "--rank", str(rank), "--format", "safetensors"]
     line += [*chain.stored.options(), *base.options("--base-strategy"), "--embeddings", "skip"]
+    left_out = chain.rng.choice(changed) if len(changed) > 1 and chain.chance(0.4) else ""
+    line += ["--exclude", left_out] if left_out else []
     write(chain, "pet-split", line, place)
     found = read_folder(chain.folder / place.path)
+    if left_out and set(names_for(left_out, "mindpet") + names_for(left_out, "peft")) & found.keys():
+        raise WrongTensorError(f"{left_out} was extracted, and was to be left out")
     for name in matrices:
+        if name == left_out:
+            continue
         delta = chain.model[name].bits.astype(np.float64) - before[name].bits.astype(np.float64)
         a_name, b_name = names_for(name, "peft" if chain.style == HUGGING_FACE else "mindpet")
         noise = _rounding_noise(chain.model[name])
@@ -102,32 +138,3 @@ def _rounding_noise(tensor: Tensor) -> float:
     rows, columns = tensor.bits.shape
     size = np.sqrt(np.mean(unit(tensor.bits.astype(np.float64), str(tensor.dtype)) ** 2))
     return float(size * (np.sqrt(rows) + np.sqrt(columns)) * np.sqrt(min(rows, columns)))
-
-
-def _nested(place: Stored, form: str) -> Stored:
-    """Where the adapter itself lies: SLoRA has a folder of adapters."""
-    return replace(place, path=f"{place.path}/{place.path}") if form == "slora" else place
-
-
-def _family(form: str, own: str) -> str:
-    return {"peft": "peft", "mindformers": "mindpet", "slora": "pynative"}.get(form, own)
-
-
-def _renamed(chain: Chain, weight: str, pair: Pair, form: str) -> Pair:
-    """A and B under the names that a library has for them."""
-    if form not in ("peft", "mindformers", "slora"):
-        return pair
-    style = HUGGING_FACE if form == "peft" else MINDFORMERS
-    name = weight if chain.style == PLAIN else translated(weight, style)
-    a_name, b_name = names_for(name, _family(form, ""))
-    return replace(pair, a_name=a_name, b_name=b_name)
-
-
-def _adapter_place(chain: Chain, form: str, own_suffix: str) -> Stored:
-    stem = chain.stem("adapter")
-    suffix = {"ckpt": ".ckpt", "slora": ".ckpt"}.get(form, ".safetensors")
-    if form == "keep":
-        suffix = own_suffix
-    if form in ("keep", "ckpt", "safetensors") and chain.chance(0.4):
-        return Stored(f"{stem}{suffix}", FILE, suffix)
-    return Stored(stem, FOLDER, suffix)

@@ -14,7 +14,7 @@ from chains.adapters import Adapter
 from chains.files import write_file
 from chains.networks import HEAD, HUGGING_FACE, MINDFORMERS, PLAIN, Network, dtypes, random_network, translated
 from chains.oracle import Expected, Model, WrongTensorError, compare, fresh
-from chains.running import Figures, Shell
+from chains.running import EXISTS, Figures, Shell
 from chains.storing import FILE, FOLDER, ITERATION, RANKS, Stored, is_training_only, read, store, target
 
 _EARLIER = {"earlier": np.zeros(3, np.float32)}
@@ -131,7 +131,7 @@ def choose_target(chain: Chain, what: str, expected: Mapping[str, Expected]) -> 
 def common(chain: Chain) -> list[str]:
     """Options that change nothing of what comes out."""
     options = ["--threads", str(chain.rng.randint(1, 3))] if chain.chance(0.4) else []
-    options += ["--max-memory", chain.rng.choice(["120MB", "200MB", "1GB"])] if chain.chance(0.2) else []
+    options += ["--max-memory", chain.rng.choice(["130MB", "200MB", "1GB"])] if chain.chance(0.2) else []
     return options + chain.rng.choice([["-q"], ["--json"], []])
 
 
@@ -158,7 +158,7 @@ def write(chain: Chain, program: str, arguments: list[str], place: Stored, *othe
         earlier = chain.folder / place.path
         write_file(earlier if place.kind == FILE else earlier / "model.safetensors", _EARLIER)
         shell.note(f"{place.path} is there already")
-        shell.run(program, *line, code=8)
+        shell.run(program, *line, code=EXISTS)
         line.append("--force")
     shell.run(program, *line, outputs=outputs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from chains.networks import HUGGING_FACE, MINDFORMERS
 from chains.oracle import cast
 from chains.state import Chain, choose_dtype, choose_names, choose_target, prove_manifest, style_after, write
 
@@ -33,5 +34,8 @@ def transform(chain: Chain) -> bool:
         # It knows its base by the values, which the cast changed; names are for the merge to translate.
         chain.is_moved = chain.is_moved or dtype is not None
         pairs = {renamed.get(weight, weight): pair for weight, pair in chain.adapter.pairs.items()}
-        chain.adapter = replace(chain.adapter, pairs=pairs)
+        # Tensors that a file gave each other's names are found by the names that the adapter has for them.
+        is_other = names in (MINDFORMERS, HUGGING_FACE)
+        saved = {renamed[weight] if is_other else weight: one for weight, one in chain.adapter.saved.items()}
+        chain.adapter = replace(chain.adapter, pairs=pairs, saved=saved)
     return True

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 
+import ml_dtypes
 import numpy as np
 
-from chains.adapters import ALPHA, Adapter, random_adapter, store_adapter
-from chains.files import read_file, write_file
+from chains.files import write_file
+from chains.networks import dtypes
+from chains.oracle import cast, fresh
+from chains.running import CORRUPT, MISFIT, MISSING, USAGE
 from chains.state import Chain
 from chains.storing import FILE, RANKS, Stored, store
-
-MISSING, CORRUPT, MISFIT, USAGE, EXISTS = 3, 4, 5, 2, 8
+from chains.unfit import UNFIT
 
 
 def refuse(chain: Chain) -> bool:
@@ -73,52 +75,17 @@ def _bad_crc(chain: Chain) -> bool:
     return True
 
 
-def _unknown_alpha(chain: Chain) -> bool:
-    adapter = _drawn(chain)
-    if adapter is None or adapter.stored is None:
-        return False
-    line = [chain.stored.path, adapter.stored.path, *chain.stored.options()]
-    chain.shell.run("pet-merge", *line, "-o", "out.ckpt", code=MISFIT)
-    return True
-
-
-def _misfit(chain: Chain) -> bool:
-    """An adapter for a wider network, or with a value that is not finite, or without one of its matrices."""
-    adapter = _drawn(chain)
-    if adapter is None or adapter.stored is None or adapter.stored.kind != FILE:
-        return False
-    arrays = dict(read_file(chain.folder / adapter.stored.path))
-    name = chain.rng.choice([pair.a_name for pair in adapter.pairs.values()])
-    kind = chain.rng.choice(["wide", "nan", "inf", "alone"])
-    if kind == "alone":
-        del arrays[name]
-    elif kind == "wide":
-        arrays[name] = np.concatenate([arrays[name], arrays[name]], -1)
-    else:
-        arrays[name] = arrays[name].copy()
-        arrays[name].reshape(-1)[chain.rng.randrange(arrays[name].size)] = float(kind)
-    stored = store(chain.rng, chain.folder, chain.stem(f"adapter-{kind}"), arrays, FILE)
-    line = [chain.stored.path, stored.path, *chain.stored.options(), *adapter.options()]
-    chain.shell.run("pet-merge", *line, "-o", "out.ckpt", code=MISFIT)
-    return True
-
-
-def _not_finite(chain: Chain) -> bool:
-    """A base with a NaN in one of its weights, or with a number beyond the range of the type that is asked for."""
-    weights = chain.weights
-    name = chain.rng.choice(
-        [name for name, tensor in weights.items() if tensor.dtype in ("bf16", "fp32", "fp64")] or [""]
-    )
-    adapter = _drawn(chain)
-    if not name or adapter is None or adapter.stored is None:
-        return False
-    arrays = {key: tensor.bits for key, tensor in weights.items()}
-    value, options = chain.rng.choice([(np.nan, []), (np.inf, []), (1e6, ["--dtype", "fp16"])])
-    arrays[name] = np.array(arrays[name], order="C")
-    arrays[name].reshape(-1)[chain.rng.randrange(arrays[name].size)] = value
-    stored = store(chain.rng, chain.folder, chain.stem("not-finite"), arrays)
-    line = [stored.path, adapter.stored.path, *stored.options(), *adapter.options(), *options]
-    chain.shell.run("pet-merge", *line, "-o", "out", code=MISFIT)
+def _no_such_type(chain: Chain) -> bool:
+    """The scales of FP8 have a type that no `.ckpt` has; a `.safetensors` keeps them, and `--dtype` does, too."""
+    arrays = {name: tensor.bits for name, tensor in chain.weights.items()}
+    arrays["fp8_scales"] = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e8m0fnu)
+    path = f"{chain.stem('scales')}.safetensors"
+    write_file(chain.folder / path, arrays)
+    chain.shell.run("pet-transform", path, "-o", "out.ckpt", code=MISFIT)
+    place = Stored(f"{chain.stem('scales')}.safetensors", FILE, ".safetensors")
+    dtype = chain.rng.choice(dtypes())
+    chain.shell.run("pet-transform", path, "--dtype", dtype, "-o", place.path, outputs=(place.path,))
+    chain.check(place, {name: cast(fresh(array), dtype) for name, array in arrays.items()})
     return True
 
 
@@ -144,24 +111,15 @@ def _other_strategy(chain: Chain) -> bool:
     return True
 
 
-def _drawn(chain: Chain) -> Adapter | None:
-    if chain.adapter is not None:
-        return None
-    shapes = {name: tensor.bits.shape for name, tensor in chain.weights.items()}
-    adapter = random_adapter(chain.rng, chain.network, shapes, chain.style, form=ALPHA)
-    return store_adapter(chain.rng, chain.folder, chain.stem("adapter"), adapter, in_ranks=False)
-
-
 WRONG = (
+    *UNFIT,
     _missing,
     _usage,
     _own_output,
     _no_strategy,
     _cut_short,
     _bad_crc,
-    _unknown_alpha,
-    _misfit,
-    _not_finite,
+    _no_such_type,
     _lost_rank,
     _other_strategy,
 )
