@@ -150,7 +150,7 @@ def combine(
         beside = draft.files_beside(plan)
         check_beside(beside, given, force=force)
         report = draft.report(plan, max(budget.peak_bytes, peak_bytes(layers, how, budget)))
-        check_room(path, report.bytes_written, report.free_disk_bytes)
+        check_room((plan, report.bytes_written))
         if dry_run:
             return replace(report, dry_run=True, seconds=time.monotonic() - started)
         execute(
