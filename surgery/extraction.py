@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["LowRank", "extract_low_rank", "rounding_edge"]
+__all__ = ["LowRank", "extract_low_rank", "rounding_edge", "singular_width"]
 
 # Beside the values that are wanted, against a spectrum that is flat where it is cut.
 _OVERSAMPLING = 16
@@ -104,6 +104,18 @@ def rounding_edge(weight: np.ndarray, digits: int) -> float:
     return _EDGE_MARGIN * (math.sqrt(max(rows)) + math.sqrt(float(np.max(columns))))
 
 
+def singular_width(smaller: int, rank: int | None) -> tuple[int, bool]:
+    """How many singular vectors are computed at most, and whether it takes a whole decomposition.
+
+    Args:
+        smaller: The smaller side of the matrix.
+        rank: The rank that is wanted; None for as many as an energy takes.
+    """
+    sampled = smaller if rank is None else 2 * min(rank, smaller) + _OVERSAMPLING
+    is_full = smaller <= _SMALL or 4 * sampled >= smaller
+    return (smaller if is_full else sampled), is_full
+
+
 def _needed(values: np.ndarray, total: float, energy: float, edge: float, rank: int | None) -> int:
     above = int(np.count_nonzero(values > edge))
     if rank is not None:
@@ -116,9 +128,8 @@ def _needed(values: np.ndarray, total: float, energy: float, edge: float, rank: 
 
 def _singular(delta: np.ndarray, width: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The largest singular values and their vectors: at least `width` of them, if there are as many."""
-    smaller = min(delta.shape)
-    sampled = 2 * width + _OVERSAMPLING
-    if smaller <= _SMALL or 4 * sampled >= smaller:
+    sampled, is_full = singular_width(min(delta.shape), width)
+    if is_full:
         left, values, right = np.linalg.svd(delta, full_matrices=False)
         return left, values, right
     generator = np.random.Generator(np.random.PCG64(seed))

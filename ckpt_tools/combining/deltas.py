@@ -6,6 +6,7 @@ is held in memory is a tile and the factors.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -13,6 +14,7 @@ from tempfile import TemporaryFile
 import numpy as np
 
 from ckpt_tools.combining.model import Combination
+from ckpt_tools.writing.scratch import scratch_failed
 from surgery.combining import (
     MagnitudeCut,
     disjoint_mean,
@@ -63,8 +65,13 @@ class CombinedDelta:
 
     def spill(self, folder: Path) -> np.ndarray:
         """All of it, mapped from a file in a folder that is gone with the array, `shape`, float32."""
-        with TemporaryFile(dir=folder) as file:
-            matrix = np.memmap(file, np.float32, "w+", shape=self.shape)
+        try:
+            with TemporaryFile(dir=folder) as file:
+                # Where room is missing this fails; a mapping that is written to would be the end of the process.
+                os.posix_fallocate(file.fileno(), 0, 4 * self.shape[0] * self.shape[1])
+                matrix = np.memmap(file, np.float32, "r+", shape=self.shape)
+        except OSError as error:
+            raise scratch_failed(folder, error) from error
         cuts = [self._cut(task) for task in range(len(self._lefts))]
         for start, stop in self._spans():
             place = start * self.shape[1]

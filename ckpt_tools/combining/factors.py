@@ -86,7 +86,7 @@ def combine_matrices(
     """
     total_left = np.concatenate([part.left for part in parts], axis=1)
     total_right = np.concatenate([part.right * np.float32(part.factor) for part in parts], axis=0)
-    if how.how.of == "delta" and (how.how.elects or (how.how.prune and how.density < 1)):
+    if how.spills:
         return _of_delta(parts, how, usual_rank, round_to, folder, (total_left, total_right))
     if how.how.of == "factors":
         left, right = _of_factors(parts, how)

@@ -22,6 +22,7 @@ from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored, files_of
 from ckpt_tools.tensors.sources import check_unchanged, open_source
 from ckpt_tools.writing.finite import wider_type
 from ckpt_tools.writing.memory import Budget
+from ckpt_tools.writing.scratch import check_scratch, scratch_failed
 from surgery.errors import NonFiniteError, Problem, ResourceError
 
 __all__ = ["Combined", "combine_layers", "layer_matrices", "layer_problems", "peak_bytes", "working_bytes"]
@@ -92,6 +93,7 @@ def combine_layers(
     """
     usual = max((part.rank for layer in layers for part in layer.parts), default=0)
     threads = _threads(layers, how, budget, max_memory)
+    check_scratch(folder, _scratch_bytes(layers, how, usual, dtype, threads))
     progress.start(sum(map(_elements, layers)), f"combining ({how.method})")
 
     def work(number: int) -> Combined:
@@ -151,9 +153,12 @@ def _combine(layer: Layer, how: Combination, usual: int, dtype: DType, folder: P
             raise NonFiniteError(Problem(layer.name, found, "values within the range of float32")) from error
     rank = max(result.left.shape[1] for result in results)
     pair = [np.ascontiguousarray(cast_array(values, dtype)) for values in _shaped(layer, results, rank)]
-    with path.open("wb") as file:
-        for values in pair:
-            file.write(values.reshape(-1).view(np.uint8).data)
+    try:
+        with path.open("wb") as file:
+            for values in pair:
+                file.write(values.reshape(-1).view(np.uint8).data)
+    except OSError as error:
+        raise scratch_failed(folder, error) from error
     source = open_source(path)
     a, b = (
         Stored(dtype, values.shape, (ByteRun(source, offset, values.nbytes),))
@@ -219,15 +224,21 @@ def _matrix_shape(kind: str, part: Part) -> tuple[int, ...]:
     return (part.b.shape[0], *part.a.shape[1:])
 
 
+def _sizes(layer: Layer) -> tuple[int, int, int]:
+    """Matrices, and the rows and columns of each."""
+    shape = _matrix_shape(layer.kind, layer.parts[0])
+    if layer.kind == "expert":
+        return shape[0], shape[1], shape[2]
+    return 1, shape[0], math.prod(shape[1:])
+
+
 def _elements(layer: Layer) -> int:
     return sum(part.a.size + part.b.size for part in layer.parts)
 
 
 def _layer_bytes(layer: Layer, how: Combination, usual: int) -> int:
     """Both factors as they are read, in float32 and, behind each other and decomposed, some times in float64."""
-    shape = _matrix_shape(layer.kind, layer.parts[0])
-    experts = shape[0] if layer.kind == "expert" else 1
-    out, inner = (shape[1], shape[2]) if layer.kind == "expert" else (shape[0], math.prod(shape[1:]))
+    experts, out, inner = _sizes(layer)
     ranks = sum(part.rank for part in layer.parts)
     new = how.rank or (ranks if how.how.of == "cat" else usual)
     room = (out + inner) * (12 * experts * ranks + 48 * (ranks + new))
@@ -236,6 +247,21 @@ def _layer_bytes(layer: Layer, how: Combination, usual: int) -> int:
         tiles = (4 * len(layer.parts) + 8) * 4 * max(TILE_ELEMENTS, narrow)
         room += tiles + min(5 * narrow, 6 * (2 * new + 32)) * 8 * narrow
     return room
+
+
+def _scratch_bytes(layers: Sequence[Layer], how: Combination, usual: int, dtype: DType, threads: int) -> int:
+    """What lies in the temporary folder: each layer's A and B, of whatever rank that is known, and deltas."""
+    total, deltas = 0, []
+    for layer in layers:
+        experts, out, inner = _sizes(layer)
+        if how.energy is not None:
+            rank = 1  # at least
+        else:
+            rank = how.rank or (sum(part.rank for part in layer.parts) if how.how.of == "cat" else usual)
+        total += experts * (out + inner) * rank * dtype.itemsize
+        if how.spills:
+            deltas.append(4 * out * inner)
+    return total + sum(sorted(deltas)[-threads:])
 
 
 def _threads(layers: Sequence[Layer], how: Combination, budget: Budget, max_memory: int | None) -> int:

@@ -89,6 +89,11 @@ class Combination:
         return self.method == "cat" and self.rank is None and self.energy is None
 
     @property
+    def spills(self) -> bool:
+        """Whether a layer's whole update is computed, as its result has no low rank, and kept in a file meanwhile."""
+        return self.how.of == "delta" and (self.how.elects or (bool(self.how.prune) and self.density < 1))
+
+    @property
     def words(self) -> str:
         """The method and its numbers, for people."""
         words = [self.method]

@@ -191,7 +191,7 @@ def inject(
         crc_checked=tuple(checked),
         network_checked=check_network,
     )
-    check_room(path, report.bytes_written, report.free_disk_bytes)
+    check_room((part or plan, report.bytes_written))
     if dry_run:
         return replace(report, dry_run=True, seconds=time.monotonic() - started)
 

@@ -28,9 +28,10 @@ from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import Comparison, InspectReport
 from ckpt_tools.tensors.sources import check_unchanged
 from ckpt_tools.verifying.manifests import read_manifest
+from ckpt_tools.writing.claims import check_settled
 from ckpt_tools.writing.manifest import MANIFEST_KEY
 from ckpt_tools.writing.memory import default_threads
-from surgery.errors import CorruptInputError, InputMissingError, Problem, UsageError
+from surgery.errors import CorruptInputError, InputChangedError, InputMissingError, Problem, UsageError
 
 __all__ = ["inspect_checkpoint"]
 
@@ -210,7 +211,12 @@ def _manifest(path: Path) -> tuple[dict[str, str], list[str]]:
     except CorruptInputError as error:
         return {}, [str(error)]
     digests = "without digests" if manifest.digests is None else f"digests of {len(manifest.digests)} tensors"
-    return {"manifest": f"{manifest.command} of {', '.join(manifest.inputs)} by {manifest.tool}; {digests}"}, []
+    warnings = []
+    try:
+        check_settled(path, manifest.where)
+    except InputChangedError as error:
+        warnings.append(str(error))
+    return {"manifest": f"{manifest.command} of {', '.join(manifest.inputs)} by {manifest.tool}; {digests}"}, warnings
 
 
 def _counters(iteration: Iteration | None) -> Mapping[str, str]:

@@ -161,7 +161,7 @@ def combine(
         check_beside(beside, given, force=force)
         reports = [one.report for one in combined.values()]
         report = draft.report(plan, reports, warnings, max(budget.peak_bytes, peak_bytes(layers, how, budget)))
-        check_room(path, report.bytes_written, report.free_disk_bytes)
+        check_room((plan, report.bytes_written))
         if dry_run:
             return replace(report, dry_run=True, seconds=time.monotonic() - started)
         execute(

@@ -10,9 +10,10 @@ from ckpt_tools.fingerprint import content_digest
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.formats.strict_json import parse_json
 from ckpt_tools.tensors.lazy import LazyTensor
+from ckpt_tools.writing.claims import check_settled
 from surgery.adapter_facts import METADATA_CONFIG, METADATA_FINGERPRINT
 from surgery.config import LoraConfig
-from surgery.config_files import find_adapter_config, parse_adapter_config, read_adapter_config
+from surgery.config_files import config_beside, find_adapter_config, parse_adapter_config, read_adapter_config
 from surgery.errors import CorruptInputError, MismatchError, NonFiniteError, Problem
 from surgery.grouping import LoraGroup, LoraPair, group_lora
 from surgery.scaling import lora_scaling
@@ -199,4 +200,9 @@ def find_configuration(checkpoint: Checkpoint, option: ScaleOption) -> tuple[Lor
             raise CorruptInputError(Problem(where, "something else", "a JSON object"))
         return parse_adapter_config(values, where), ()
     found, looked_at = find_adapter_config(checkpoint.path)
-    return (read_adapter_config(found) if found is not None else None), looked_at
+    if found is None:
+        return None, looked_at
+    config = read_adapter_config(found)
+    if not checkpoint.is_folder and found == config_beside(checkpoint.path.absolute()):
+        check_settled(checkpoint.path, found)  # behind the reading: a run that begins later replaces the file later
+    return config, looked_at

@@ -194,7 +194,7 @@ def merge(
             unmerge_patch=None if patch_path is None else str(patch_path),
             peak_memory_bytes=max(budget.peak_bytes, peak),
         )
-        check_room(path, report.bytes_written, report.free_disk_bytes)
+        check_room((part or plan, report.bytes_written))
         if dry_run:
             return replace(report, dry_run=True, seconds=time.monotonic() - started)
 

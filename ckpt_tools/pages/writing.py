@@ -10,13 +10,18 @@ from ckpt_tools.pages.contents import content_of
 from ckpt_tools.pages.extra import require_html_extra
 from ckpt_tools.pages.rendering import render
 from ckpt_tools.reports.base import Report
+from ckpt_tools.sizes import format_size
 from ckpt_tools.writing.beside import write_file
 from ckpt_tools.writing.claims import sweep_published
+from ckpt_tools.writing.destination import free_bytes
 from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
 
 __all__ = ["check_page", "write_page"]
 
 _SUFFIXES = (".html", ".htm")
+
+# A page without anything in it.
+_LEAST_BYTES = 32 * 1024
 
 
 def check_page(
@@ -51,6 +56,10 @@ def check_page(
     _check_free(page, force=force)
     if not os.access(page.parent, os.W_OK | os.X_OK):
         raise ResourceError(Problem(where, "its folder may not be written to", remedy="Choose another place"))
+    free = free_bytes(page)
+    if free < _LEAST_BYTES:
+        found, expected = f"{format_size(free)} free", f"room for {format_size(_LEAST_BYTES)} at least"
+        raise ResourceError(Problem(where, found, expected, "Free some room, or choose another place"))
 
 
 def write_page(report: Report, path: str | os.PathLike[str], *, force: bool = False) -> None:

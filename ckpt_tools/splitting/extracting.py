@@ -20,16 +20,17 @@ from ckpt_tools.tensors.casts import cast_array, count_nonfinite, widen
 from ckpt_tools.tensors.dtypes import BY_NAME, DType
 from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored, files_of
 from ckpt_tools.tensors.sources import check_unchanged, open_source
-from ckpt_tools.writing.scratch import scratch_folder
+from ckpt_tools.writing.copying import write_at
+from ckpt_tools.writing.scratch import scratch_failed, scratch_folder
 from surgery.errors import MismatchError, NonFiniteError, Problem
-from surgery.extraction import LowRank, extract_low_rank, rounding_edge
+from surgery.extraction import LowRank, extract_low_rank, rounding_edge, singular_width
 from surgery.lowrank import lora_delta
 from surgery.naming import Role, classify
 from surgery.near import near_names
 from surgery.spelling import spell
 from surgery.translation import naming_of
 
-__all__ = ["Extracted", "ExtractionOptions", "extract_delta"]
+__all__ = ["Extracted", "ExtractionOptions", "extract_delta", "working_bytes"]
 
 _LOOKED_UP = frozenset(
     {"embed_tokens", "tok_embeddings", "word_embeddings", "wte", "wpe", "embed_in", "position_embeddings", "embedding"}
@@ -110,6 +111,27 @@ def extract_delta(tuned: Opened, base: Opened, options: ExtractionOptions, progr
         yield found
 
 
+def working_bytes(tuned: Opened, options: ExtractionOptions) -> int:
+    """The anonymous memory that the largest layer takes while it is extracted, at most."""
+    family = "peft" if naming_of(tuned.base.tensors) == "huggingface" else "mindpet"
+    return max(
+        (
+            _layer_bytes(tensor, options.rank)
+            for name, tensor in tuned.base.tensors.items()
+            if _kind(name, tensor, options.embeddings, family) in ("matrix", "lookup")
+        ),
+        default=0,
+    )
+
+
+def _layer_bytes(tensor: LazyTensor, rank: int | None) -> int:
+    """Both weights as they are stored, their difference and the proof in float32; and what decomposes it, in words."""
+    smaller = min(tensor.shape)
+    kept, is_full = singular_width(smaller, rank)
+    words = 4 * kept * sum(tensor.shape) + 5 * kept * kept + (4 * tensor.size if is_full else 0)
+    return tensor.size * max(24, 16 + 2 * tensor.dtype.itemsize) + 4 * words
+
+
 def _common_names(tuned: Opened, base: Opened, exclude: Sequence[str]) -> list[str]:
     """The weights that both have, which have to be of the same shapes."""
     before = base.base.tensors
@@ -148,10 +170,10 @@ def _extract(
     scratch: Path,
     progress: Progress,
 ) -> Extracted:
-    result, places, targets = Extracted(), dict[str, tuple[int, tuple[int, ...]]](), []
+    result, places, targets, end = Extracted(), dict[str, tuple[int, tuple[int, ...]]](), [], 0
     progress.start(sum(tuned[name].nbytes for name in names), "extracting")
     try:
-        with scratch.open("wb") as file, threadpool_limits(options.threads, "blas"):
+        with scratch.open("wb", buffering=0) as file, threadpool_limits(options.threads, "blas"):
             for name in names:
                 kind = _kind(name, tuned[name], options.embeddings, family)
                 if kind in ("matrix", "lookup"):
@@ -164,8 +186,13 @@ def _extract(
                         named = {Role.EMBEDDING_A: factors[1].T, Role.EMBEDDING_B: factors[0].T}
                     for role, values in named.items():
                         key = str(spell(role, name.removesuffix(".weight"), family))
-                        places[key] = (file.tell(), values.shape)
-                        file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+                        places[key] = (end, values.shape)
+                        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+                        try:
+                            write_at(file.fileno(), data, end)
+                        except OSError as error:
+                            raise scratch_failed(scratch.parent, error) from error
+                        end += data.nbytes
                 elif not same_values(tuned[name], base[name]):
                     if kind == "skip":
                         result.skipped.append(name)

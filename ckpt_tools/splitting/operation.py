@@ -17,7 +17,7 @@ from ckpt_tools.reports import SplitReport
 from ckpt_tools.sizes import parse_size
 from ckpt_tools.splitting.adapter_output import AdapterOptions
 from ckpt_tools.splitting.draft import Draft
-from ckpt_tools.splitting.extracting import ExtractionOptions, extract_delta
+from ckpt_tools.splitting.extracting import ExtractionOptions, extract_delta, working_bytes
 from ckpt_tools.splitting.facts import Scales, find_scales
 from ckpt_tools.splitting.selection import Choice, select
 from ckpt_tools.tensors.dtypes import BY_NAME
@@ -29,7 +29,7 @@ from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import Budget, make_budget
 from ckpt_tools.writing.plan import Plan, with_manifest
 from ckpt_tools.writing.write import Outcome, execute
-from surgery.errors import MismatchError, NonFiniteError, PetSurgeryError, Problem, UsageError
+from surgery.errors import MismatchError, NonFiniteError, PetSurgeryError, Problem, ResourceError, UsageError
 from surgery.naming import Role, classify
 
 __all__ = ["split"]
@@ -122,11 +122,12 @@ def split(
     source = Path(tuned)
     choice = Choice(pet_type, tuple(include), tuple(exclude))
     options = AdapterOptions(_output(source, output), format, names)
-    budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)
+    limit = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
+    budget = make_budget(threads, limit)
     strategies = [path for path in (src_strategy, base_strategy, config) if path is not None]
     inputs = [source, *([] if base is None else [Path(base)]), *map(Path, strategies)]
 
-    def run(work: Draft) -> SplitReport:
+    def run(work: Draft, peak_bytes: int = 0) -> SplitReport:
         plans = [work.adapter_plan()]
         if remainder is not None:
             plans.append(work.remainder_plan(destination(remainder)))
@@ -139,8 +140,8 @@ def split(
         beside = work.files_beside(plans[0])
         _check_apart(plans, beside)
         check_beside(beside, inputs, force=may_replace)
-        report = work.report(plans, budget.peak_bytes)
-        check_room(plans[0].output, report.bytes_written, report.free_disk_bytes)
+        report = work.report(plans, max(budget.peak_bytes, peak_bytes))
+        check_room(*((plan, plan.bytes_written()) for plan in plans))
 
         def approve(outcome: Outcome) -> None:
             _refuse_overflow(outcome, dtype)
@@ -176,10 +177,14 @@ def split(
     extraction = ExtractionOptions(
         rank, 1.0 if energy is None else energy, embeddings, tuple(exclude), seed, target, budget.threads
     )
+    peak_bytes = Budget(0).peak_bytes + working_bytes(opened, extraction)
+    if limit is not None and peak_bytes > limit:
+        least = f"at least {peak_bytes} bytes, for the largest layer, which is extracted whole"
+        raise ResourceError(Problem("--max-memory", f"{limit} bytes", least))
     with extract_delta(opened, before, extraction, progress) as found:
         scales = Scales(None, None, by_layer=found.alphas)
         work = Draft(opened, found.tensors, found.selected(), options, scales, dtype, found)
-        return replace(run(work), base=str(base))
+        return replace(run(work, peak_bytes), base=str(base))
 
 
 def _check_word(option: str, word: str, known: tuple[str, ...]) -> None:

@@ -158,7 +158,7 @@ def transform(
     inputs += dict.fromkeys(Path(file.path).parent for file in opened.base.sources if opened.ranks)
     check_destination(plan, inputs, force=force)
     report = _report(source, strategies, opened, whole, scattered, plan, part, budget)
-    check_room(path, report.bytes_written, report.free_disk_bytes)
+    check_room((part or plan, report.bytes_written))
     if not dry_run:
 
         def approve(outcome: Outcome) -> None:

@@ -132,7 +132,7 @@ def unmerge(
         peak_memory_bytes=budget.peak_bytes,
         free_disk_bytes=free_bytes(plan.output),
     )
-    check_room(path, report.bytes_written, report.free_disk_bytes)
+    check_room((plan, report.bytes_written))
     if dry_run:
         return replace(report, dry_run=True, seconds=time.monotonic() - started)
     outcome = execute(plan, force=force, budget=budget, progress=progress, executor=executor)

@@ -10,17 +10,20 @@ from pathlib import Path
 from blake3 import blake3
 
 from ckpt_tools.distributed import compare_replicas, open_whole
+from ckpt_tools.formats import Checkpoint
 from ckpt_tools.layout import read_strategy
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import ManifestReport
 from ckpt_tools.sizes import given_bytes
 from ckpt_tools.tensors.lazy import LazyTensor
+from ckpt_tools.tensors.sources import check_unchanged
 from ckpt_tools.verifying.manifests import ReadManifest, read_manifest
 from ckpt_tools.verifying.signatures import check_signature, sign_output, signature_path
+from ckpt_tools.writing.claims import check_settled
 from ckpt_tools.writing.digests import digest_tensors
 from ckpt_tools.writing.manifest import MANIFEST_NAME
 from ckpt_tools.writing.memory import make_budget
-from surgery.errors import Problem, UsageError, VerificationError
+from surgery.errors import InputChangedError, Problem, UsageError, VerificationError
 
 __all__ = ["verify_output"]
 
@@ -93,6 +96,7 @@ def verify_output(
         ]
     problems += _companion_problems(path, manifest)
     if problems:
+        _check_same_run(path, manifest, opened.base)
         raise VerificationError(problems)
     if sign_key is not None:
         sign_output(path, Path(sign_key), place)
@@ -109,6 +113,22 @@ def verify_output(
         has_digests=manifest.digests is not None,
         signature=None if public_key is None and sign_key is None else str(place),
     )
+
+
+def _check_same_run(path: Path, manifest: ReadManifest, read: Checkpoint) -> None:
+    """What differs says nothing where the manifest beside a file is of a run before or behind the file's own.
+
+    Raises:
+        InputChangedError: It may be.
+    """
+    if manifest.where == path or path.is_dir():
+        return
+    check_settled(path, manifest.where)
+    for source in read.sources:
+        check_unchanged(source)
+    if read_manifest(path) != manifest:
+        found = "another manifest than at first: a run has replaced it and its file meanwhile"
+        raise InputChangedError(Problem(str(manifest.where), found, "both of one run", "Verify it again"))
 
 
 def _header_problems(path: Path, manifest: ReadManifest, tensors: Mapping[str, LazyTensor]) -> Iterator[Problem]:

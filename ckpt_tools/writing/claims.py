@@ -13,15 +13,23 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 
 from ckpt_tools.writing.atomic import Workspace, refuse_existing, sync_folder, write_synced, writing_failed
-from surgery.errors import OutputExistsError, OutputLockedError, Problem, ResourceError
+from surgery.errors import InputChangedError, OutputExistsError, OutputLockedError, Problem, ResourceError
 
-__all__ = ["check_claimable", "claim_output", "claim_part", "refuse_taken", "sweep_published"]
+__all__ = [
+    "check_claimable",
+    "check_settled",
+    "claim_output",
+    "claim_part",
+    "left_bytes",
+    "refuse_taken",
+    "sweep_published",
+]
 
 # Where no folder can be made at all (/proc), making one fails as if it had just been removed.
 _LOCK_ATTEMPTS = 100
@@ -130,6 +138,46 @@ def sweep_published(*outputs: Path) -> None:
         if os.path.lexists(output):
             with suppress(OSError):
                 _sweep(_at(output, "", is_folder=False, force=False))
+
+
+def left_bytes(output: Path, names: Iterable[str]) -> int:
+    """Bytes on the disk that runs before this one left hidden, and that it either takes over or removes.
+
+    Args:
+        output: The path of the output.
+        names: The files that are to be written to it.
+    """
+    workspace = _at(output, "", is_folder=False, force=False)
+    try:
+        descriptor = os.open(workspace.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return 0
+    try:
+        total = 0
+        for name in names:
+            with suppress(OSError):
+                total += (workspace.content / name).stat().st_size
+        if _try_lock(descriptor, fcntl.LOCK_EX) is not _Lock.BUSY:  # else others are writing these
+            for path in workspace.all_parts.rglob("*"):
+                with suppress(OSError):
+                    total += path.lstat().st_blocks * 512
+        return total
+    finally:
+        os.close(descriptor)
+
+
+def check_settled(output: Path, other: Path) -> None:
+    """Make sure that a file and a small one beside it are of one run: they get their places one after the other.
+
+    Raises:
+        InputChangedError: A run is at it, or was killed at it: one of the two is new by now, and the other may be old.
+    """
+    workspace = _at(output, "", is_folder=False, force=False)
+    if workspace.beside.is_dir() and workspace.has_content():
+        found = f"maybe not that of {output}: a run is replacing both, or was killed at it ({workspace.folder})"
+        raise InputChangedError(
+            Problem(str(other), found, "both of one run", "Wait for that run; if none is at work, run it again")
+        )
 
 
 def _sweep(workspace: Workspace) -> None:

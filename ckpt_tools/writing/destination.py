@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ckpt_tools.sizes import format_size
 from ckpt_tools.tensors.sources import Source
-from ckpt_tools.writing.claims import refuse_taken
+from ckpt_tools.writing.claims import left_bytes, refuse_taken
 from ckpt_tools.writing.manifest import is_manifest
 from ckpt_tools.writing.plan import Plan
 from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
@@ -76,15 +76,30 @@ def free_bytes(output: Path) -> int:
     return shutil.disk_usage(output if output.exists() else nearest_folder(output)).free
 
 
-def check_room(output: Path, needed_bytes: int, free_bytes: int) -> None:
-    """Make sure that the output fits onto its disk.
+def check_room(*outputs: tuple[Plan, int]) -> None:
+    """Make sure that outputs fit onto their disks, together where they share one.
+
+    What a killed run left of an output is not asked for twice: it is taken over, or removed before anything is written.
+
+    Args:
+        *outputs: Each with its bytes.
 
     Raises:
-        ResourceError: It does not.
+        ResourceError: They do not.
     """
-    if needed_bytes > free_bytes:
-        needed, free = format_size(needed_bytes), format_size(free_bytes)
-        raise ResourceError(Problem(str(output), f"{free} free", f"room for {needed}", "Choose another place with -o"))
+    disks: dict[int, list[tuple[Plan, int]]] = {}
+    for plan, nbytes in outputs:
+        disks.setdefault(nearest_folder(plan.output).stat().st_dev, []).append((plan, nbytes))
+    for shared in disks.values():
+        needed = sum(nbytes for _, nbytes in shared)
+        free = free_bytes(shared[0][0].output)
+        if needed > free + sum(left_bytes(plan.output, (entry.name for entry in plan.entries)) for plan, _ in shared):
+            places = ", ".join(str(plan.output) for plan, _ in shared)
+            found, expected = f"{format_size(free)} free", f"room for {format_size(needed)}"
+            remedy = "Free some room, or choose another place with -o"
+            raise ResourceError(
+                Problem(places, found, expected, f"{remedy} or --remainder" if len(shared) > 1 else remedy)
+            )
 
 
 def _folders_read(sources: Iterable[Source], inputs: Iterable[Path]) -> list[Path]:

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["scratch_folder"]
+from ckpt_tools.sizes import format_size
+from surgery.errors import Problem, ResourceError
+
+__all__ = ["check_scratch", "scratch_failed", "scratch_folder"]
 
 _PREFIX = "pet-surgery-"
 
@@ -43,6 +46,29 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
+
+
+def check_scratch(folder: Path, needed_bytes: int) -> None:
+    """Make sure that what is needed for a moment fits onto the disk of its folder.
+
+    Raises:
+        ResourceError: It does not.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        found, expected = f"{format_size(free)} free", f"room for {format_size(needed_bytes)} of temporary files"
+        raise ResourceError(Problem(str(folder.parent), found, expected, _remedy(folder)))
+
+
+def scratch_failed(folder: Path, error: OSError) -> ResourceError:
+    """What a failed call means, by which a temporary file was to be written."""
+    found = f"writing a temporary file failed: {(error.strerror or str(error)).lower()}"
+    return ResourceError(Problem(str(folder.parent), found, remedy=_remedy(folder)))
+
+
+def _remedy(folder: Path) -> str:
+    is_usual = folder.parent == Path(tempfile.gettempdir())
+    return f"Free some room{', or set TMPDIR to a folder on another disk' if is_usual else ' there'}"
 
 
 def _sweep(parent: Path) -> None:

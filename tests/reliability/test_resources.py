@@ -13,16 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import PET_MERGE, environment
-from merge_cases import NUMPY, mindpet, random, save
+from merge_cases import mindpet, random, save
 from rank_folders import strategy_of, write_ranks
+from sparse_models import sparse_base, sparse_factors
 from thoroughness import is_thorough
 from transform_cases import write_strategy
 
 from ckpt_tools.formats import open_checkpoint
-from ckpt_tools.formats.safetensors_layout import layout_safetensors
 from ckpt_tools.layout.model import Layout
-from ckpt_tools.tensors.dtypes import BY_NAME
-from ckpt_tools.tensors.views import Constant
 
 Tell = Callable[[str, object], None]
 
@@ -84,26 +82,10 @@ def test_a_thousand_ranks_are_read_and_written_with_256_open_files(ranks: Path) 
             assert np.array_equal(found["norm.weight"].read_all(), whole["norm.weight"].read_all())
 
 
-def large_base(path: Path, nbytes: int) -> list[str]:
-    """A base of zeros, whose file takes hardly any room; its layers."""
-    rows, columns = 2048, 4096
-    names = [f"model.layers.{number}.attention.wq" for number in range(nbytes // (2 * rows * columns))]
-    zeros = Constant(np.broadcast_to(np.zeros((), NUMPY["bf16"]), (rows, columns)), BY_NAME["bf16"])
-    layout = layout_safetensors([(f"{name}.weight", zeros) for name in names], {})
-    with path.open("wb") as file:
-        for offset, data in layout.literals:
-            file.seek(offset)
-            file.write(data)
-        file.truncate(layout.size)
-    adapter = {f"{name}.A": random(0, 8, columns, dtype="bf16") for name in names}
-    adapter |= {f"{name}.B": random(1, rows, 8, dtype="bf16") for name in names}
-    save(path.with_name("lora.safetensors"), mindpet(adapter))
-    return names
-
-
 def test_a_model_larger_than_the_memory_allowed_is_merged(tmp_path: Path, record_property: Tell) -> None:
     nbytes, allowed = (4096 if is_thorough() else 384) * MIB, 160 * 10**6
-    names = large_base(tmp_path / "base.safetensors", nbytes)
+    names = sparse_base(tmp_path / "base.safetensors", nbytes // MIB)
+    save(tmp_path / "lora.safetensors", mindpet(sparse_factors(names)))
     arguments = [tmp_path / "base.safetensors", tmp_path / "lora.safetensors", "--alpha", "8", "-q"]
     arguments += ["-o", tmp_path / "out.safetensors", "--threads", "2", "--max-memory", str(allowed)]
     # Stacks and buffers count for the kernel that are mapped and never touched.
