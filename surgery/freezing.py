@@ -76,11 +76,13 @@ class FreezeDecision:
         parameter: The parameter as it was.
         is_trained: Whether it is trained from now on.
         reason: What decided.
+        is_conflict: Whether `include` and `exclude` both match it, so that neither decided.
     """
 
     parameter: ParameterFacts
     is_trained: bool
     reason: str
+    is_conflict: bool = False
 
     @property
     def name(self) -> str:
@@ -118,7 +120,7 @@ class FreezeReport:
     @property
     def conflicts(self) -> tuple[FreezeDecision, ...]:
         """What both lists match."""
-        return tuple(decision for decision in self.decisions if decision.reason.startswith("include"))
+        return tuple(decision for decision in self.decisions if decision.is_conflict)
 
     def __str__(self) -> str:
         text = f"{len(self.trained)} parameters trained, {len(self.frozen)} frozen"
@@ -202,7 +204,7 @@ def _decide(parameter: ParameterFacts, rules: FreezeRules, method: Method | None
         is_trained, reason = True, f"trained by {exclude}"
     if is_trained and not parameter.has_gradient:
         is_trained, reason = False, f"{parameter.dtype} has no gradient"
-    return FreezeDecision(parameter, is_trained, reason)
+    return FreezeDecision(parameter, is_trained, reason, is_conflict=bool(include and exclude))
 
 
 def _first(patterns: Sequence[str], name: str) -> str:

@@ -52,7 +52,7 @@ def resolve_names(wanted: Mapping[str, tuple[str, ...]], base: Collection[str]) 
         if len(resolution.found) == len(wanted):
             return resolution
         best = max(best, resolution, key=_count)
-    prefixed = [_resolved(rule, wanted, base) for rule in _prefix_rules(spellings, base)]
+    prefixed = [_resolved(rule, wanted, base) for rule in _prefix_rules(spellings, wanted, base)]
     most = max(map(_count, prefixed), default=0)
     if most <= len(best.found):
         return best
@@ -89,12 +89,19 @@ def _spellings(wanted: Mapping[str, tuple[str, ...]], base: Collection[str]) -> 
     return spellings
 
 
-def _prefix_rules(spellings: list[_Rule], base: Collection[str]) -> Iterator[_Rule]:
-    prefixes = sorted({name.partition(".")[0] for name in base if "." in name})
+def _prefix_rules(
+    spellings: list[_Rule], wanted: Mapping[str, tuple[str, ...]], base: Collection[str]
+) -> Iterator[_Rule]:
+    """The rules on first components; of those that put one before names, the ones that find anything."""
+    prefixes: dict[str, set[str]] = {}
+    for name in base:
+        first, _, rest = name.partition(".")
+        prefixes.setdefault(rest, set()).add(first)
     for description, spell in spellings:
         joined = f"{description} and " if description else ""
         yield f"{joined}without their first component", _strip(spell)
-        for prefix in prefixes:
+        spelled = (spell(name) for names in wanted.values() for name in names)
+        for prefix in sorted({prefix for name in spelled if name for prefix in prefixes.get(name, ())}):
             yield f"{joined}behind '{prefix}.'", _prepend(spell, prefix)
 
 

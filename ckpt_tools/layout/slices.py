@@ -127,7 +127,7 @@ def regions_of(layout: Layout, shape: tuple[int, ...]) -> tuple[tuple[int, ...],
     """Into how many parts each axis of a tensor is cut, and the rectangle that each rank holds; None for all of it.
 
     Raises:
-        MismatchError: The layout cannot be one of a tensor of this shape.
+        MismatchError: The layout cannot be one of a tensor of this shape; which tensor, only the caller knows.
     """
     layout = folded_whole(layout, shape)
     cut = cut_of(layout, len(shape), "")

@@ -38,6 +38,7 @@ def replace_layers(
         MismatchError: The configuration selects no layer.
     """
     selected = set(select_layers(network, config, kinds).paths)
+    # Each cell once, at the first place where it hangs.
     layers = {id(slot.cell): slot for slot in reversed(list(slots_of(network))) if slot.path in selected}
     replacements, taken = {}, set()
     for key, slot in reversed(layers.items()):

@@ -47,6 +47,13 @@ def test_what_both_lists_match_stays_as_it_was_and_is_reported() -> None:
     assert "both match" in report.conflicts[0].reason
 
 
+def test_a_conflict_on_what_has_no_gradient_is_reported_too() -> None:
+    parameters = (ParameterFacts("steps", False, "int64"), ParameterFacts("dense.bias"))
+    report = decide_freezing(parameters, FreezeRules(("step*",), ("*steps",)))
+    assert [decision.name for decision in report.conflicts] == ["steps"]
+    assert report.frozen == ("steps",)
+
+
 def test_lists_are_applied_on_top_of_a_method() -> None:
     assert freeze(exclude=("norm*",), pet_type="lora").trained == ("norm.gamma", *NAMES[3:])
     assert freeze(include=("*lora_a",), pet_type="lora").trained == NAMES[4:]

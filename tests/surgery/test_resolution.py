@@ -136,3 +136,9 @@ def test_nothing_found_is_no_rule() -> None:
 
 def test_nothing_wanted_is_found() -> None:
     assert resolve_names({}, ["a.b"]).found == {}
+
+
+def test_a_base_of_very_many_first_components_is_searched_in_bounded_time() -> None:
+    """Each of them in front of each name would be 10^9 names."""
+    wanted = {str(number): (f"x.{number}.weight",) for number in range(30_000)}
+    assert resolve_names(wanted, {f"p{number}.y.weight" for number in range(30_000)}).found == {}
