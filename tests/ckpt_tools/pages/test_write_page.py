@@ -185,6 +185,17 @@ def test_an_existing_page_stops_the_command_before_any_work_and_is_replaced_by_f
     assert json_of(Path("page.html").read_text(encoding="utf-8"))["output"] == "x.ckpt"
 
 
+def test_what_a_run_left_that_was_killed_behind_its_page_goes_when_the_page_is_asked_for_again(
+    report: MergeReport,
+) -> None:
+    Path("page.html").write_text("the page of the run that was killed")
+    left = Path(".page.html.pet-surgery")
+    (left / "content").mkdir(parents=True)
+    with pytest.raises(OutputExistsError):
+        check_page("page.html")
+    assert not left.exists()
+
+
 def test_a_dry_run_writes_the_page_alone(report: MergeReport) -> None:
     command = ("base.ckpt", "lora.ckpt", "--alpha", "8", "-o", "x.ckpt", "--html", "page.html", "--dry-run")
     assert run_here(merge_command, *command) == 0
