@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from statistics import median
 
 from ckpt_tools.cli.common import printable
 from ckpt_tools.reports import (
     CombineReport,
+    DroppedTensor,
     FoldedWeight,
     InjectReport,
     MergeReport,
@@ -17,7 +19,7 @@ from ckpt_tools.reports import (
 )
 from ckpt_tools.sizes import format_size
 
-__all__ = ["ROUNDING", "loss_text", "percent", "summarise", "volume_facts"]
+__all__ = ["ROUNDING", "dropped_text", "loss_text", "percent", "summarise", "volume_facts"]
 
 ROUNDING = 1e-6
 """What is lost of a norm by rounding to float32, at most."""
@@ -72,8 +74,7 @@ def _facts(report: MergeReport) -> list[tuple[str, str]]:
     others = f"{len(report.copied)} tensors" + (f"; {len(report.cast)} cast" if report.cast else "")
     facts.append(("copied", others))
     if report.dropped:
-        reasons = Counter(entry.reason for entry in report.dropped)
-        facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in reasons.items())))
+        facts.append(("dropped", dropped_text(report.dropped)))
     if report.unmerge_patch is not None:
         facts.append(("patch", _patch(report)))
     return facts + volume_facts(report)
@@ -125,6 +126,12 @@ def _measurements(folded: list[FoldedWeight]) -> list[tuple[str, str]]:
             f"at most {percent(max(shares))}, in {largest.name}",
         ),
     ]
+
+
+def dropped_text(dropped: Sequence[DroppedTensor]) -> str:
+    """What of the inputs is not in the output: how many for each reason."""
+    reasons = Counter(entry.reason for entry in dropped)
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
 
 def loss_text(errors: list[float]) -> str:

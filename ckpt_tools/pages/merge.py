@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import median
 
 from ckpt_tools.pages.blocks import Block, Cell, Check, Column, Content, Fact, Names, Section, Table
@@ -76,9 +77,7 @@ def _measured(folded: list[FoldedWeight]) -> list[Check]:
 
 
 def _dropped(report: MergeReport) -> list[Check]:
-    reasons = {entry.reason: 0 for entry in report.dropped}
-    for entry in report.dropped:
-        reasons[entry.reason] += 1
+    reasons = Counter(entry.reason for entry in report.dropped)
     text = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "nothing"
     return [Check("Dropped", text)]
 
