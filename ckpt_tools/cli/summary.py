@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
@@ -112,14 +113,18 @@ def volume_facts(
 
 
 def _measurements(folded: list[FoldedWeight]) -> list[tuple[str, str]]:
-    deltas = [weight.relative_delta for weight in folded if weight.relative_delta is not None]
+    measured = [weight.relative_delta for weight in folded if weight.relative_delta is not None]
+    deltas = [delta for delta in measured if math.isfinite(delta)]
+    odd = f"NaN or Inf in {len(measured) - len(deltas)} weights" if len(deltas) < len(measured) else ""
+    sizes = (
+        f"|delta| / |weight| {percent(min(deltas))} to {percent(max(deltas))}, median {percent(median(deltas))}"
+        if deltas
+        else ""
+    )
     shares = [weight.unchanged_share for weight in folded if weight.unchanged_share is not None]
     largest = max(folded, key=lambda weight: weight.unchanged_share or 0.0)
     return [
-        (
-            "delta",
-            f"|delta| / |weight| {percent(min(deltas))} to {percent(max(deltas))}, median {percent(median(deltas))}",
-        ),
+        ("delta", "; ".join(filter(None, (sizes, odd)))),
         (
             "rounding",
             f"left {percent(median(shares))} of the elements unchanged (median); "

@@ -257,7 +257,7 @@ def _shape(update: _Update) -> tuple[int, ...]:
 
 def _cosine(product: float, first: float, other: float) -> float | None:
     """The cosine of two updates; None where one is zero, or beyond what can be computed with."""
-    size = np.sqrt(first) * np.sqrt(other)
-    if not (size > 0 and np.isfinite(product / size)):
+    squares = first * other
+    if not (first > 0 and other > 0 and np.isfinite(product) and np.isfinite(squares)):
         return None
-    return float(np.clip(product / size, -1.0, 1.0))
+    return float(np.clip(product / np.sqrt(squares), -1.0, 1.0))

@@ -105,7 +105,7 @@ def load_adapter(
         own |= {parameter.name: tensors[parameter.name] for parameter in group.weights}
     digest, nonfinite = content_digest(own)
     if nonfinite and not allow_nonfinite:
-        remedy = "The training diverged: take an earlier checkpoint, or accept it with --allow-nonfinite"
+        remedy = "The training diverged: take an earlier checkpoint; a merge into a base accepts it: --allow-nonfinite"
         raise NonFiniteError(
             Problem(f"{checkpoint.path}, {name}", "NaN or Inf", "finite values", remedy) for name in nonfinite
         )
