@@ -34,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     if failures:
         print(*failures, f"not released: {candidate}", sep="\n", file=sys.stderr)
         return _CHECK_FAILED
+    manifest, beside = (path.with_suffix(".pet-manifest.json") for path in (candidate, output))
+    if manifest.exists():  # a .ckpt has it beside itself, every other output has it inside
+        manifest.rename(beside)
     candidate.rename(output)
     Path(f"{output}.report.json").write_text(report.to_json() + "\n", encoding="utf-8")
     print(f"released {output}, {report.base_fingerprint}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ckpt_tools.cli.common import make_progress, print_report, printable, refuse_others
 from ckpt_tools.cli.page import page_writer
-from ckpt_tools.cli.summary import ROUNDING, loss_text, percent, volume_facts
+from ckpt_tools.cli.summary import ROUNDING, dropped_text, loss_text, percent, volume_facts
 from ckpt_tools.reports import CombineReport
 
 __all__ = ["join", "summarise"]
@@ -59,8 +59,7 @@ def summarise(report: CombineReport) -> str:
     lines.append(f"  rank       {', '.join(f'{rank} ({count} layers)' for rank, count in sorted(counts.items()))}")
     lines += [f"  {label:<10} {text}" for label, text in (*_errors(report), *volume_facts(report))]
     if report.dropped:
-        reasons = Counter(entry.reason for entry in report.dropped)
-        lines.append(f"  dropped    {', '.join(f'{count} {reason}' for reason, count in reasons.items())}")
+        lines.append(f"  dropped    {dropped_text(report.dropped)}")
     return "\n".join(map(printable, lines))
 
 

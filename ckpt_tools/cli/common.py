@@ -29,6 +29,7 @@ __all__ = [
     "HELP",
     "PATH",
     "common_options",
+    "given_options",
     "make_progress",
     "output_options",
     "print_report",
@@ -156,16 +157,21 @@ def refuse_others(mode: str, taken: Sequence[str], expected: str) -> None:
     Raises:
         UsageError: The user gave others.
     """
+    others = [option for name, option in given_options().items() if name not in taken]
+    if others:
+        raise UsageError(Problem(mode, f"{', '.join(others)} besides", expected, "Leave them out"))
+
+
+def given_options() -> dict[str, str]:
+    """The parameters of the running command that the user gave, each with its spelling, as `--no-check-crc`."""
     context = click.get_current_context()
-    given = [
-        parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name is not None
-        and parameter.name not in taken
-        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise UsageError(Problem(mode, f"{', '.join(given)} besides", expected, "Leave them out"))
+    given = {}
+    for parameter in context.command.params:
+        name = parameter.name
+        if name is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            is_off = parameter.secondary_opts and context.params[name] is False
+            given[name] = (parameter.secondary_opts if is_off else parameter.opts)[0]
+    return given
 
 
 def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from ckpt_tools.cli.common import printable
-from ckpt_tools.cli.summary import volume_facts
+from ckpt_tools.cli.summary import dropped_text, volume_facts
 from ckpt_tools.reports import InjectReport
 from surgery.methods import method_of
 
@@ -43,8 +43,7 @@ def _facts(report: InjectReport) -> list[tuple[str, str]]:
         cast = f"; {len(report.cast)} cast" if report.cast else ""
         facts.append(("copied", f"{len(report.copied)} tensors{cast}"))
     if report.dropped:
-        reasons = Counter(entry.reason for entry in report.dropped)
-        facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in reasons.items())))
+        facts.append(("dropped", dropped_text(report.dropped)))
     percent = 100 * report.trainable_elements / max(report.total_elements, 1)
     facts.append(
         (

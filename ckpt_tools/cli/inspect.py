@@ -8,7 +8,7 @@ import click
 
 from ckpt_tools.cli.common import HELP, PATH, make_progress, print_report, run
 from ckpt_tools.cli.page import page_option, page_writer
-from surgery.errors import MismatchError, Problem, VerificationError
+from surgery.errors import MismatchError, Problem, UsageError, VerificationError
 from surgery.version import __version__
 
 __all__ = ["inspect_command", "main"]
@@ -102,7 +102,7 @@ def inspect_command(
                  6 they differ, with --exit-code   7 no memory, I/O error   130 interrupted
     """  # noqa: D301 - click reads \b as "keep these lines"
     if exit_code and options["other"] is None:
-        raise click.UsageError("--exit-code compares: name OTHER behind PATH")
+        raise UsageError(Problem("--exit-code", "no OTHER", "a checkpoint to compare with", "Name it behind PATH"))
     from ckpt_tools.cli.inspect_summary import summarise
     from ckpt_tools.inspecting import inspect_checkpoint
     from ckpt_tools.writing.linux import allow_open_files, keep_freed_memory
@@ -118,7 +118,7 @@ def inspect_command(
         names = ", ".join(adapter.name for adapter in broken[:5])
         found = f"{len(broken)} of {len(report.adapters)} adapters that cannot be folded or compared: {names}"
         raise MismatchError(
-            Problem(path, found, "LoRA adapters that are whole", "The table says what is wrong with each")
+            Problem(path, found, "LoRA adapters that are whole", "The report says what is wrong with each")
         )
     if exit_code and report.comparison is not None and not report.comparison.equal:
         differing = sum(not tensor.equal_bits for tensor in report.comparison.tensors)

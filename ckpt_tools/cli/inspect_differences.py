@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from ckpt_tools.cli.common import printable
 from ckpt_tools.cli.folding_names import block_of, fold_names
-from ckpt_tools.cli.table import Column, elide, table
+from ckpt_tools.cli.summary import percent
+from ckpt_tools.cli.table import Column, elide, shape_text, table
 from ckpt_tools.reports import ComparedTensor, Comparison
 
 __all__ = ["difference_lines"]
@@ -80,14 +81,10 @@ def _kinds(tensors: Iterable[ComparedTensor], what: str, width: int | None) -> l
         first = found[0]
         here, there = first.dtype, first.other_dtype
         if what != "type":
-            here, there = f"{_shape(first.shape)} {here}", f"{_shape(first.other_shape)} {there}"
+            here, there = f"{shape_text(first.shape)} {here}", f"{shape_text(first.other_shape)} {there}"
         rows.append((name, here, there, f"x{len(found)}" if len(found) > 1 else ""))
     columns = (Column(f"other {what}", flexible=True), Column("here"), Column("there"), Column("count", right=True))
     return ["", *table(columns, rows, width)]
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return f"({', '.join(map(str, shape))})"
 
 
 def _by_layer(tensors: Iterable[ComparedTensor]) -> list[tuple[str, list[ComparedTensor]]]:
@@ -124,7 +121,7 @@ def _value_row(name: str, tensors: Sequence[ComparedTensor]) -> tuple[str, ...]:
     return (
         name,
         "" if len(tensors) == 1 else f"{count} of {len(tensors)}",
-        _percent(share),
+        percent(share),
         f"{delta:.3g}" if numbers else "",
         f"{delta / norm:.3g}" if norm else "",
         f"{max(tensor.largest_difference or 0.0 for tensor in numbers):.3g}" if numbers else "",
@@ -134,7 +131,3 @@ def _value_row(name: str, tensors: Sequence[ComparedTensor]) -> tuple[str, ...]:
 
 def _together(norms: Iterable[float | None]) -> float:
     return sum((norm or 0.0) ** 2 for norm in norms) ** 0.5
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ckpt_tools.cli.common import printable
 from ckpt_tools.cli.folding_names import fold_names, number_ranges
-from ckpt_tools.cli.table import Column, table
+from ckpt_tools.cli.table import Column, shape_text, table
 from ckpt_tools.reports import InspectedLayout, InspectedTensor, InspectReport
 from ckpt_tools.sizes import format_size
 
@@ -42,7 +42,7 @@ def _tensor_row(name: str, tensors: Sequence[InspectedTensor]) -> tuple[str, ...
     first = tensors[0]
     count = f"x{len(tensors)}" if len(tensors) > 1 else ""
     nbytes = format_size(sum(tensor.nbytes for tensor in tensors))
-    return name, f"({', '.join(map(str, first.shape))})", first.dtype, count, nbytes, _parts(first.parts)
+    return name, shape_text(first.shape), first.dtype, count, nbytes, _parts(first.parts)
 
 
 def _parts(parts: tuple[int, ...]) -> str:
@@ -131,7 +131,7 @@ def rank_lines(report: InspectReport, width: int | None) -> list[str]:
             (
                 other.name,
                 *(
-                    f"({', '.join(map(str, shape))}) {dtype}" if dtype else "-"
+                    f"{shape_text(shape)} {dtype}" if dtype else "-"
                     for shape, dtype in zip(other.shapes, other.dtypes, strict=True)
                 ),
             )

@@ -6,7 +6,7 @@ from collections import Counter
 from statistics import median
 
 from ckpt_tools.cli.common import printable
-from ckpt_tools.cli.summary import volume_facts
+from ckpt_tools.cli.summary import dropped_text, volume_facts
 from ckpt_tools.reports import SplitReport
 
 __all__ = ["summarise"]
@@ -40,6 +40,5 @@ def _facts(report: SplitReport) -> list[tuple[str, str]]:
     if report.left and not report.extracted:
         facts.append(("left", f"{len(report.left)} tensors of the base"))
     if report.dropped:
-        reasons = Counter(entry.reason for entry in report.dropped)
-        facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in reasons.items())))
+        facts.append(("dropped", dropped_text(report.dropped)))
     return facts

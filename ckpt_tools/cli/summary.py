@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from statistics import median
 
 from ckpt_tools.cli.common import printable
 from ckpt_tools.reports import (
     CombineReport,
+    DroppedTensor,
     FoldedWeight,
     InjectReport,
     MergeReport,
@@ -17,7 +20,7 @@ from ckpt_tools.reports import (
 )
 from ckpt_tools.sizes import format_size
 
-__all__ = ["ROUNDING", "loss_text", "percent", "summarise", "volume_facts"]
+__all__ = ["ROUNDING", "dropped_text", "loss_text", "percent", "summarise", "volume_facts"]
 
 ROUNDING = 1e-6
 """What is lost of a norm by rounding to float32, at most."""
@@ -72,8 +75,7 @@ def _facts(report: MergeReport) -> list[tuple[str, str]]:
     others = f"{len(report.copied)} tensors" + (f"; {len(report.cast)} cast" if report.cast else "")
     facts.append(("copied", others))
     if report.dropped:
-        reasons = Counter(entry.reason for entry in report.dropped)
-        facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in reasons.items())))
+        facts.append(("dropped", dropped_text(report.dropped)))
     if report.unmerge_patch is not None:
         facts.append(("patch", _patch(report)))
     return facts + volume_facts(report)
@@ -111,20 +113,30 @@ def volume_facts(
 
 
 def _measurements(folded: list[FoldedWeight]) -> list[tuple[str, str]]:
-    deltas = [weight.relative_delta for weight in folded if weight.relative_delta is not None]
+    measured = [weight.relative_delta for weight in folded if weight.relative_delta is not None]
+    deltas = [delta for delta in measured if math.isfinite(delta)]
+    odd = f"NaN or Inf in {len(measured) - len(deltas)} weights" if len(deltas) < len(measured) else ""
+    sizes = (
+        f"|delta| / |weight| {percent(min(deltas))} to {percent(max(deltas))}, median {percent(median(deltas))}"
+        if deltas
+        else ""
+    )
     shares = [weight.unchanged_share for weight in folded if weight.unchanged_share is not None]
     largest = max(folded, key=lambda weight: weight.unchanged_share or 0.0)
     return [
-        (
-            "delta",
-            f"|delta| / |weight| {percent(min(deltas))} to {percent(max(deltas))}, median {percent(median(deltas))}",
-        ),
+        ("delta", "; ".join(filter(None, (sizes, odd)))),
         (
             "rounding",
             f"left {percent(median(shares))} of the elements unchanged (median); "
             f"at most {percent(max(shares))}, in {largest.name}",
         ),
     ]
+
+
+def dropped_text(dropped: Sequence[DroppedTensor]) -> str:
+    """What of the inputs is not in the output: how many for each reason."""
+    reasons = Counter(entry.reason for entry in dropped)
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
 
 def loss_text(errors: list[float]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ckpt_tools.cli.common import printable
 
-__all__ = ["Column", "elide", "output_width", "table"]
+__all__ = ["Column", "elide", "output_width", "shape_text", "table"]
 
 _GAP = "  "
 _DOTS = "..."
@@ -59,6 +59,11 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int |
     if width is not None:
         widths = _fitted(columns, widths, width - len(indent) - len(_GAP) * (len(columns) - 1))
     return [indent + _line(row, columns, widths) for row in [heads, *texts]]
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape as numpy writes it, but for one axis."""
+    return f"({', '.join(map(str, shape))})"
 
 
 def elide(text: str, cells: int) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from ckpt_tools.cli.common import make_progress, print_report, printable, refuse_others
-from ckpt_tools.cli.summary import volume_facts
+from ckpt_tools.cli.summary import dropped_text, volume_facts
 from ckpt_tools.reports import UnmergeReport
 
 __all__ = ["restore", "summarise"]
@@ -48,8 +47,7 @@ def summarise(report: UnmergeReport) -> str:
     proof = "" if report.dry_run else ", each bit for bit that of the base"
     lines.append(f"  restored   {len(report.restored)} tensors{proof}")
     if report.dropped:
-        reasons = Counter(entry.reason for entry in report.dropped)
-        left = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        left = dropped_text(report.dropped)
         lines.append(f"  missing    {left}, which the merge left out: of {report.dropped[0].source}, not restored")
     lines += [f"  {label:<10} {text}" for label, text in volume_facts(report)]
     return "\n".join(map(printable, lines))

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import click
-from click.core import ParameterSource
-
-from ckpt_tools.cli.common import make_progress, print_report, printable
+from ckpt_tools.cli.common import given_options, make_progress, print_report, printable
 from ckpt_tools.reports import ManifestReport, Report
 from ckpt_tools.sizes import format_size
 from surgery.errors import Problem, UsageError
@@ -32,11 +29,11 @@ def check_output(
     """
     from ckpt_tools.verifying import verify_output
 
-    others = [name for name in _given() if name not in (*_TAKEN, *_OF_THE_COMMAND)]
+    others = [option for name, option in given_options().items() if name not in (*_TAKEN, *_OF_THE_COMMAND)]
     if others:
         raise UsageError(
             Problem(
-                ", ".join(f"--{name.replace('_', '-')}" for name in others),
+                ", ".join(others),
                 "one path, which is compared with its manifest",
                 "BASE, ADAPTER... and MERGED",
                 "Leave it out, or name all of them",
@@ -54,7 +51,7 @@ def refuse_signatures() -> None:
     Raises:
         UsageError: One was given.
     """
-    found = [f"--{name.replace('_', '-')}" for name in _given() if name in SIGNATURES]
+    found = [option for name, option in given_options().items() if name in SIGNATURES]
     if found:
         remedy = "Prove the merge first, then call pet-verify MERGED with it"
         raise UsageError(Problem(", ".join(found), "several paths", "the output alone", remedy))
@@ -71,10 +68,3 @@ def summarise(report: ManifestReport) -> str:
     if report.signature is not None:
         lines.append(f"  signature  {report.signature}")
     return "\n".join(map(printable, lines))
-
-
-def _given() -> list[str]:
-    """The parameters that were given on the command line."""
-    context = click.get_current_context()
-    names = [parameter.name for parameter in context.command.params if parameter.name is not None]
-    return [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]

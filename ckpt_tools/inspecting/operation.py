@@ -88,7 +88,13 @@ def inspect_checkpoint(
     strategies = read_strategy_of(src_strategy, "--src-strategy"), read_strategy_of(other_strategy, "--other-strategy")
     selects = _selection(filters)
     if is_adapter_folder(Path(path)):
-        _refuse_with_adapters(other=other, src_strategy=src_strategy, step=step, spectra=spectra or None)
+        _refuse_with_adapters(
+            other=other,
+            src_strategy=src_strategy,
+            step=step,
+            replicated=tuple(replicated) or None,
+            spectra=spectra or None,
+        )
         served = inspect_served(
             Path(path), None if config is None else Path(config), selects, threads or default_threads(), progress
         )

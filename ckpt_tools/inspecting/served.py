@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -92,7 +93,7 @@ def inspect_served(
         config: Where alpha is read from; None for what lies beside each adapter.
         selects: Which layers, by the names of their weights, are looked at.
         threads: Of the products.
-        progress: Told how many adapters are read.
+        progress: Told how far the comparison is, in bytes of matrices.
 
     Raises:
         CorruptInputError: SLoRA's table is no JSON object.
@@ -100,27 +101,32 @@ def inspect_served(
     folders = served_folders(path)
     warnings = []
     if (path / _TABLE).is_file():
-        missing = sorted(set(_table(path)) - {folder.name for folder in folders})
+        named = _table(path)
+        missing = sorted(set(named) - {folder.name for folder in folders})
         warnings += [f"{path / _TABLE} names {name}, which is no folder beside it" for name in missing]
-        unnamed = [folder.name for folder in folders if folder.name not in _table(path)]
+        unnamed = [folder.name for folder in folders if folder.name not in named]
         warnings += [f"{name} is not in {path / _TABLE}, so SLoRA will not serve it" for name in unnamed]
     described: list[ServedAdapter] = []
     sound: list[tuple[int, Adapter]] = []
-    progress.start(len(folders), "reading adapters")
-    try:
-        for number, folder in enumerate(folders):
-            facts, adapter = _describe(folder, config)
-            described.append(facts)
-            if adapter is not None:
-                sound.append((number, adapter))
-            progress.advance(1)
-    finally:
-        progress.finish()
+    for number, folder in enumerate(folders):
+        facts, adapter = _describe(folder, config)
+        described.append(facts)
+        if adapter is not None:
+            sound.append((number, adapter))
     updates: dict[int, list[_Update]] = {}
     for number, adapter in sound:
         described[number], updates[number] = _renamed(described[number], number, sound[0][1], adapter, selects)
-    with threadpool_limits(threads, "blas"):
-        norms, similarities = _compare([one.name for one in described], updates)
+    progress.start(sum(_nbytes(update) for found in updates.values() for update in found), "comparing adapters")
+    try:
+        with threadpool_limits(threads, "blas"), np.errstate(over="ignore", invalid="ignore"):
+            norms, similarities = _compare([one.name for one in described], updates, progress)
+    finally:
+        progress.finish()
+    warnings += [
+        f"{described[number].name}: values beyond the range of float32, so there is neither a norm nor a cosine"
+        for number, found in updates.items()
+        if found and number not in norms
+    ]
     adapters = tuple(replace(one, norm=norms.get(number)) for number, one in enumerate(described))
     bases = {one.base for one in adapters if one.base}
     if len(bases) > 1:
@@ -201,9 +207,12 @@ def _updates(
 
 
 def _compare(
-    names: Sequence[str], updates: dict[int, list[_Update]]
+    names: Sequence[str], updates: dict[int, list[_Update]], progress: Progress
 ) -> tuple[dict[int, float], tuple[AdapterSimilarity, ...]]:
-    """The norm of each adapter's updates, and the similarity of each pair of adapters; a layer is read at a time."""
+    """The norm of each adapter's updates, and the similarity of each pair of adapters; a layer is read at a time.
+
+    Values beyond float32 make norms and cosines that are not finite: there are none of these.
+    """
     by_layer: dict[tuple[str, str, tuple[int, ...]], list[_Update]] = {}
     for found in updates.values():
         for update in found:
@@ -217,6 +226,7 @@ def _compare(
         scalings = [update.part.scaling for update in found]
         for matrices in zip(*(layer_matrices(kind, update.part) for update in found), strict=True):
             products += inner_products([left for left, _ in matrices], [right for _, right in matrices], scalings)
+        progress.advance(sum(map(_nbytes, found)))
         total[np.ix_(members, members)] += products
         common[np.ix_(members, members)] += 1
         for i, j in combinations(range(len(found)), 2):
@@ -225,13 +235,18 @@ def _compare(
             if cosine is not None and abs(cosine) > abs(closest.get(pair, (0.0, ""))[0]):
                 closest[pair] = cosine, layer
     compared = sorted(number for number, found in updates.items() if found)
-    norms = {number: float(np.sqrt(max(total[number, number], 0.0))) for number in compared}
+    squares = {number: max(float(total[number, number]), 0.0) for number in compared}
+    norms = {number: math.sqrt(square) for number, square in squares.items() if math.isfinite(square)}
     similarities = []
     for i, j in combinations(compared, 2):
         cosine, layer = closest.get((i, j), (None, ""))
         whole = _cosine(total[i, j], total[i, i], total[j, j])
         similarities.append(AdapterSimilarity(names[i], names[j], int(common[i, j]), whole, layer, cosine))
     return norms, tuple(similarities)
+
+
+def _nbytes(update: _Update) -> int:
+    return update.part.a.nbytes + update.part.b.nbytes
 
 
 def _shape(update: _Update) -> tuple[int, ...]:
@@ -241,6 +256,8 @@ def _shape(update: _Update) -> tuple[int, ...]:
 
 
 def _cosine(product: float, first: float, other: float) -> float | None:
-    if first <= 0 or other <= 0:
+    """The cosine of two updates; None where one is zero, or beyond what can be computed with."""
+    squares = first * other
+    if not (first > 0 and other > 0 and np.isfinite(product) and np.isfinite(squares)):
         return None
-    return float(np.clip(product / np.sqrt(first * other), -1.0, 1.0))
+    return float(np.clip(product / np.sqrt(squares), -1.0, 1.0))

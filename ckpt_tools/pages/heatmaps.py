@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 from ckpt_tools.pages.blocks import Figure
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["heatmap"]
+__all__ = ["even_top", "heatmap"]
 
 _ROW, _HEAD, _LEGEND, _PAD = 18, 40, 34, 8
 _LETTER = 6.6  # pixels, of the widest usual sans-serif at 11 px
@@ -41,6 +42,16 @@ class _Grid:
     others: int
 
 
+def even_top(numbers: Iterable[float | None]) -> float | None:
+    """The `top` of a heatmap in which what is even has the middle of the scale, and does not look like an alarm.
+
+    Args:
+        numbers: What the heatmap shows; what is None or not finite does not count.
+    """
+    finite = [number for number in numbers if number is not None and math.isfinite(number)]
+    return max(*finite, 2 * median(finite)) if finite else None
+
+
 def heatmap(
     key: str,
     title: str,
@@ -57,9 +68,9 @@ def heatmap(
     Args:
         key: The figure's name among all of its page.
         title: What the numbers are, with their unit.
-        numbers: The name and the number of each tensor; None is left out.
+        numbers: The name and the number of each tensor; what is None or not finite is left out.
         show: The text of a number.
-        top: What the last colour of the scale stands for; by default the largest number.
+        top: What the last colour of the scale stands for, finite; by default the largest number.
         note: How to read it.
     """
     grid = _grid(numbers)

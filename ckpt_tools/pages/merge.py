@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from statistics import median
 
 from ckpt_tools.pages.blocks import Block, Cell, Check, Column, Content, Fact, Names, Section, Table
-from ckpt_tools.pages.heatmaps import heatmap
+from ckpt_tools.pages.heatmaps import even_top, heatmap
 from ckpt_tools.pages.outputs import dropped_blocks, outcome_check, title_of, volume_section
 from ckpt_tools.pages.text import count_of, listed, number_cell, percent, percent_cell, shape_text
 from ckpt_tools.reports import AdapterReport, FoldedWeight, MergeReport
@@ -50,16 +52,22 @@ def _total(report: MergeReport) -> int:
 
 
 def _measured(folded: list[FoldedWeight]) -> list[Check]:
-    deltas = [(weight.relative_delta, weight.name) for weight in folded if weight.relative_delta is not None]
+    measured = [(weight.relative_delta, weight.name) for weight in folded if weight.relative_delta is not None]
+    odd = [name for delta, name in measured if not math.isfinite(delta)]
+    checks = []
+    if odd:
+        text = f"the update of {count_of(len(odd), 'weight')} has NaN or Inf: {listed(odd)}"
+        checks.append(Check("Not finite", text, is_fine=False))
+    deltas = [(delta, name) for delta, name in measured if math.isfinite(delta)]
     if not deltas:
-        return []
+        return checks
     sizes = [delta for delta, _ in deltas]
     middle, (largest, where) = median(sizes), max(deltas)
     text = f"|delta| / |weight| {percent(min(sizes))} to {percent(largest)}, median {percent(middle)}"
     far = [name for delta, name in deltas if middle and delta > FAR * middle]
     if far:
         text += f"; {count_of(len(far), 'weight')} over {FAR} times the median, {where} most"
-    checks = [Check("Size of the update", text, not far)]
+    checks.append(Check("Size of the update", text, not far))
     idle = [weight.name for weight in folded if weight.delta_norm == 0]
     if idle:
         text = f"{count_of(len(idle), 'weight')} folded without any change, the update being zero: {listed(idle)}"
@@ -76,9 +84,7 @@ def _measured(folded: list[FoldedWeight]) -> list[Check]:
 
 
 def _dropped(report: MergeReport) -> list[Check]:
-    reasons = {entry.reason: 0 for entry in report.dropped}
-    for entry in report.dropped:
-        reasons[entry.reason] += 1
+    reasons = Counter(entry.reason for entry in report.dropped)
     text = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "nothing"
     return [Check("Dropped", text)]
 
@@ -105,16 +111,13 @@ def _values(values: list[int] | list[float]) -> str:
 
 
 def _delta_blocks(folded: list[FoldedWeight]) -> tuple[Block, ...]:
-    deltas = [weight.relative_delta for weight in folded if weight.relative_delta is not None]
-    # What is even has the middle of the scale, so that it does not look like an alarm.
-    top = max(*deltas, 2 * median(deltas)) if deltas else None
     figures = (
         heatmap(
             "delta-map",
             "|delta| / |weight| in percent, by layer and module",
             [(weight.name, weight.relative_delta) for weight in folded],
             percent,
-            top=top,
+            top=even_top(weight.relative_delta for weight in folded),
             note="How large the update is beside the weight. Even colours are usual; look at a cell that stands out.",
         ),
         heatmap(

@@ -7,7 +7,7 @@ from collections import Counter
 from statistics import median
 
 from ckpt_tools.pages.blocks import Block, Cell, Check, Column, Content, Fact, Names, Section, Table
-from ckpt_tools.pages.heatmaps import heatmap
+from ckpt_tools.pages.heatmaps import even_top, heatmap
 from ckpt_tools.pages.outputs import dropped_blocks, outcome_check, title_of, volume_section
 from ckpt_tools.pages.text import count_of, number_cell, percent, percent_cell, shape_text
 from ckpt_tools.reports import ExtractedLayer, SplitReport
@@ -68,9 +68,6 @@ def _extraction_checks(layers: tuple[ExtractedLayer, ...]) -> list[Check]:
 def _extraction_blocks(layers: tuple[ExtractedLayer, ...]) -> tuple[Block, ...]:
     if not layers:
         return ()
-    errors = [layer.error for layer in layers]
-    # What is even has the middle of the scale, so that it does not look like an alarm.
-    top = max(*errors, 2 * median(errors))
     figures = [
         heatmap(
             "energy-map",
@@ -85,7 +82,7 @@ def _extraction_blocks(layers: tuple[ExtractedLayer, ...]) -> tuple[Block, ...]:
             "Error of merging back, in percent of the change, by layer and module",
             [(layer.name, layer.error) for layer in layers],
             percent,
-            top=top,
+            top=even_top(layer.error for layer in layers),
             note="How far base + B @ A, rounded, is from the tuned weight. Large numbers lose most.",
         ),
     ]

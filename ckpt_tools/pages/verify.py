@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from statistics import median
+import math
 
 from ckpt_tools.pages.blocks import Block, Cell, Check, Column, Content, Fact, Names, Paragraph, Section, Table
-from ckpt_tools.pages.heatmaps import heatmap
+from ckpt_tools.pages.heatmaps import even_top, heatmap
 from ckpt_tools.pages.outputs import dropped_blocks
 from ckpt_tools.pages.text import count_of, number_cell, percent, percent_cell, shape_text
 from ckpt_tools.reports import ManifestReport, Offender, VerifiedWeight, VerifyReport
@@ -84,14 +84,14 @@ def _offender_blocks(offenders: tuple[Offender, ...]) -> tuple[Block, ...]:
 
 
 def _figures(weights: tuple[VerifiedWeight, ...]) -> tuple[Block, ...]:
-    deltas = [one.relative_delta for one in weights if one.relative_delta is not None]
+    errors = [one.error_ulp for one in weights if one.error_ulp is not None and math.isfinite(one.error_ulp)]
     figures = (
         heatmap(
             "error-map",
             "Largest error in units in the last place, by layer and module",
             [(one.name, one.error_ulp) for one in weights],
             lambda value: f"{value:.3g}",
-            top=max([1.0, *(one.error_ulp for one in weights if one.error_ulp is not None)]),
+            top=max([1.0, *errors]),
             note="Half a unit is what rounding once costs. A cell that stands out was computed otherwise, or is wrong.",
         ),
         heatmap(
@@ -99,7 +99,7 @@ def _figures(weights: tuple[VerifiedWeight, ...]) -> tuple[Block, ...]:
             "|delta| / |weight| in percent, by layer and module",
             [(one.name, one.relative_delta) for one in weights],
             percent,
-            top=max(*deltas, 2 * median(deltas)) if deltas else None,
+            top=even_top(one.relative_delta for one in weights),
             note="How large the exact update is beside the weight.",
         ),
         heatmap(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ckpt_tools.formats.index import INDEX_SUFFIX
 from ckpt_tools.pages.contents import content_of
 from ckpt_tools.pages.extra import require_html_extra
 from ckpt_tools.pages.rendering import render
@@ -13,7 +14,7 @@ from ckpt_tools.reports.base import Report
 from ckpt_tools.sizes import format_size
 from ckpt_tools.writing.beside import write_file
 from ckpt_tools.writing.claims import sweep_published
-from ckpt_tools.writing.destination import free_bytes
+from ckpt_tools.writing.destination import PART_FOLDER, free_bytes
 from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
 
 __all__ = ["check_page", "write_page"]
@@ -31,7 +32,8 @@ def check_page(
 
     Args:
         path: Where the page goes; it ends in `.html`, so that no mistyped option replaces a checkpoint.
-        paths: The inputs and outputs of the operation, which the page may neither replace nor become a part of.
+        paths: The inputs and outputs of the operation, with the files in them: the page may neither replace one, under
+            whatever name, nor become a part of one.
         force: Whether an existing file may be replaced.
 
     Raises:
@@ -49,10 +51,12 @@ def check_page(
         raise UsageError(Problem(where, "its folder does not exist", remedy=f"Make it: mkdir -p {page.parent}"))
     place = page.parent.resolve() / page.name
     for other in map(Path, paths):
-        if place == other.resolve() or (page.exists() and other.exists() and page.samefile(other)):
-            raise UsageError(Problem(where, f"it is {other}, an input or the output", "a path of its own"))
-        if place.parent == other.resolve() or (other.is_dir() and place.parent.samefile(other)):
-            raise UsageError(Problem(where, f"it would become a part of {other}", "another folder"))
+        taken = other if place == other.resolve() else _same_file(page, other)
+        if taken is not None:
+            raise UsageError(Problem(where, f"it is {taken}, an input or the output", "a path of its own"))
+        folder = _folder_of(other)
+        if folder is not None and any(folder.samefile(one) for one in _wholes(place.parent)):
+            raise UsageError(Problem(where, f"it would become a part of {folder}", "another folder"))
     _check_free(page, force=force)
     if not os.access(page.parent, os.W_OK | os.X_OK):
         raise ResourceError(Problem(where, "its folder may not be written to", remedy="Choose another place"))
@@ -87,6 +91,34 @@ def write_page(report: Report, path: str | os.PathLike[str], *, force: bool = Fa
     except OSError as error:
         found = f"the page could not be written: {(error.strerror or str(error)).lower()}"
         raise ResourceError(Problem(str(page), found, remedy="What the report tells of is not affected")) from error
+
+
+def _folder_of(path: Path) -> Path | None:
+    """The folder whose files are read, or replaced; an index stands for that of its shards."""
+    if path.name.endswith(INDEX_SUFFIX):
+        return path.parent
+    return path if path.is_dir() else None
+
+
+def _same_file(page: Path, other: Path) -> Path | None:
+    """The file that a page already is: a path, or one of the files of a folder."""
+    if not page.exists():
+        return None
+    files = (other,) if (folder := _folder_of(other)) is None else _files_in(folder)
+    return next((file for file in files if file.exists() and file.samefile(page)), None)
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    for path, _, names in os.walk(folder):
+        yield from (Path(path, name) for name in names)
+
+
+def _wholes(folder: Path) -> Iterator[Path]:
+    """What a file in a folder is a part of: of ranks' folders, and of iterations', also of those above them."""
+    yield folder
+    while PART_FOLDER.fullmatch(folder.name):
+        folder = folder.parent
+        yield folder
 
 
 def _check_free(page: Path, *, force: bool) -> None:

@@ -119,7 +119,7 @@ class InspectedPair:
         a: The name of A.
         b: The name of B.
         dora: Whether it has a DoRA magnitude.
-        spectrum: With `spectra`, what B @ A is made of; None without, and where a value is not finite.
+        spectrum: With `spectra`, what B @ A is made of; None without, and where it is not finite.
     """
 
     layer: str

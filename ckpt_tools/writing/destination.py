@@ -15,12 +15,13 @@ from ckpt_tools.writing.manifest import is_manifest
 from ckpt_tools.writing.plan import Plan
 from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
 
-__all__ = ["check_destination", "check_room", "destination", "free_bytes", "nearest_folder"]
+__all__ = ["PART_FOLDER", "check_destination", "check_room", "destination", "free_bytes", "nearest_folder"]
 
 _WEIGHTS = (".safetensors", ".ckpt")
 _RANK_FOLDER = re.compile(r"rank_\d+")
 _ITERATION_FOLDER = re.compile(r"iteration_\d+")
-_PART_FOLDER = re.compile(rf"{_RANK_FOLDER.pattern}|{_ITERATION_FOLDER.pattern}")
+PART_FOLDER = re.compile(rf"{_RANK_FOLDER.pattern}|{_ITERATION_FOLDER.pattern}")
+"""The name of a folder whose files are a part of a checkpoint that lies above it."""
 
 
 def destination(output: str | os.PathLike[str]) -> Path:
@@ -54,7 +55,7 @@ def check_destination(plan: Plan, inputs: Iterable[Path], *, force: bool, also_r
     sources = {*plan.sources(), *also_read}
     paths = [*inputs, *_folders_read(sources, inputs), *(Path(source.path) for source in sources)]
     for path in paths:
-        is_member = not plan.is_folder or _PART_FOLDER.fullmatch(output.name)
+        is_member = not plan.is_folder or PART_FOLDER.fullmatch(output.name)
         if path.is_dir() and is_member and output.parent.exists() and path.samefile(output.parent):
             raise UsageError(Problem(f"-o {output}", f"it would become a part of the input {path}", "another folder"))
         if output.exists() and _is_or_holds(output, path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from docs_samples import write_docs_samples
 
+from ckpt_tools import verify_output
 from examples.release import main
 
 
@@ -22,6 +23,12 @@ def test_a_merge_that_stands_the_checks_is_released_with_its_report(capsys: pyte
     report = json.loads(Path("release.safetensors.report.json").read_text())
     assert Path("release.safetensors").stat().st_size == report["bytes_written"]
     assert report["base_fingerprint"] in capsys.readouterr().out
+    assert not list(Path().glob("candidate-*"))
+
+
+def test_a_ckpt_is_released_with_its_manifest() -> None:
+    assert main(["base.ckpt", "lora.ckpt", "--alpha", "16", "-o", "release.ckpt"]) == 0
+    assert verify_output("release.ckpt").has_digests
     assert not list(Path().glob("candidate-*"))
 
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from shutil import copytree
+from shutil import copyfile, copytree
 
 import pytest
 from commands import PET_MERGE, Command, environment
@@ -211,6 +211,64 @@ def test_no_file_is_added_to_a_folder_that_is_read_but_was_not_named(
         code, out, err = call(*words, *force)
         assert code == 2, err
         assert "a part of the input" in err
+        assert (out, tree(tmp_path)) == ("", before)
+
+
+PAGES = {
+    "merge": ("merge", "shards", "lora.ckpt", "--alpha", "8", "-o", "x.ckpt"),
+    "merge, an adapter": ("merge", "base.ckpt", "served", "--alpha", "8", "-o", "x.ckpt"),
+    "merge of adapters": ("merge", "--adapters-only", "served", "--alpha", "8", "-o", "x.ckpt"),
+    "split": ("split", "shards", "--base", "base.ckpt", "--rank", "2", "-o", "x.ckpt"),
+    "inject": ("inject", "shards", *CONFIG, "-o", "x.ckpt"),
+    "transform": ("transform", "ranks", "--src-strategy", "src.ckpt", "-o", "x.ckpt"),
+    "transform, an index": ("transform", "shards/model.safetensors.index.json", "-o", "x.ckpt"),
+    "verify": ("verify", "base.ckpt", "served", "shards", "--alpha", "8"),
+    "inspect": ("inspect", "ranks"),
+    "inspect, the other": ("inspect", "base.ckpt", "shards"),
+}
+
+
+@pytest.fixture
+def folders(tmp_path: Path, templates: Path) -> dict[str, Path]:
+    """Inputs that are folders: the folder that the user names, to a file in it."""
+    copytree(templates / ".ckpt", tmp_path, dirs_exist_ok=True)
+    write_folder(tmp_path / "shards", BASE)
+    files = {"ranks": Path("ranks/rank_0/a.ckpt"), "served": Path("served/adapter_model.ckpt")}
+    for name, stem in (("ranks", "base"), ("served", "lora")):
+        files[name].parent.mkdir(parents=True)
+        copyfile(f"{stem}.ckpt", files[name])
+    return files | {"shards": next(Path("shards").glob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+@pytest.mark.parametrize("case", PAGES)
+def test_a_page_that_is_a_file_in_a_folder_that_is_read_is_refused_and_stays(
+    call: Command, tmp_path: Path, folders: dict[str, Path], case: str, link: Callable[[Path, str], None]
+) -> None:
+    words = PAGES[case]
+    named = [name for name in folders if any(word.partition("/")[0] == name for word in words)]
+    assert named
+    for name in named:
+        link(folders[name], "page.html")
+        before = tree(tmp_path)
+        for force in ([], ["--force"]):
+            code, out, err = call(*words, "--html", "page.html", *force)
+            assert code == 2, err
+            assert f"it is {folders[name]}, an input" in err
+            assert (out, tree(tmp_path)) == ("", before)
+        Path("page.html").unlink()
+
+
+@pytest.mark.parametrize("case", PAGES)
+def test_no_page_is_added_to_a_folder_that_is_read(
+    call: Command, tmp_path: Path, folders: dict[str, Path], case: str
+) -> None:
+    words = PAGES[case]
+    before = tree(tmp_path)
+    for name in (name for name in folders if any(word.partition("/")[0] == name for word in words)):
+        code, out, err = call(*words, "--html", str(folders[name].with_name("page.html")))
+        assert code == 2, err
+        assert f"a part of {name}" in err
         assert (out, tree(tmp_path)) == ("", before)
 
 

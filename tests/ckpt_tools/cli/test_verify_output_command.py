@@ -58,6 +58,7 @@ def test_a_changed_output_exits_6_and_names_what_differs(command: Command, tmp_p
         (["base.ckpt"], 3, "base.pet-manifest.json"),
         (["nowhere.ckpt"], 3, "nowhere.ckpt"),
         (["out.ckpt", "--alpha", "8"], 2, "--alpha"),
+        (["out.ckpt", "--no-check-crc"], 2, "--no-check-crc"),
         (["out.ckpt", "--signature", "x.sig"], 2, "--public-key or --sign-key"),
         (["base.ckpt", "out.ckpt", "--public-key", "x.pem"], 2, "the output alone"),
         ([], 2, "Missing argument"),

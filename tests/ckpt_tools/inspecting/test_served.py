@@ -10,6 +10,7 @@ import pytest
 from merge_cases import HIDDEN, TARGETS, Arrays, factors, mindpet, peft, random, save, write, write_peft
 
 from ckpt_tools import combine, inspect_checkpoint
+from ckpt_tools.pages import write_page
 from ckpt_tools.reports import AdapterSimilarity, InspectReport
 from surgery.errors import UsageError
 
@@ -121,9 +122,43 @@ def test_a_folder_with_weights_of_its_own_is_a_checkpoint(tmp_path: Path) -> Non
     assert inspect_checkpoint(tmp_path / "run").kind != "adapters"
 
 
-@pytest.mark.parametrize("option", ["spectra", "other", "step"])
+def test_values_beyond_float32_have_neither_norm_nor_cosine_and_are_said_and_drawn(tmp_path: Path) -> None:
+    write_peft(tmp_path / "served" / "a", peft(factors(TARGETS, 1)))
+    huge = {name: array.astype(np.float64) * 1e160 for name, array in peft(factors(TARGETS, 2)).items()}
+    write_peft(tmp_path / "served" / "b", huge)
+    write_peft(tmp_path / "served" / "c", peft(factors(TARGETS, 3)))
+    report = inspect_checkpoint(tmp_path / "served")
+    assert [adapter.norm is None for adapter in report.adapters] == [False, True, False]
+    cosines = {(pair.first, pair.other): pair.cosine for pair in report.similarities}
+    assert cosines["a", "b"] is cosines["b", "c"] is None
+    assert cosines["a", "c"] is not None
+    assert [one for one in report.warnings if one.startswith("b: values beyond the range of float32")]
+    write_page(report, tmp_path / "page.html")
+
+
+def test_a_comparison_tells_of_the_bytes_of_all_matrices(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    class Told:
+        def start(self, total_bytes: int, what: str) -> None:
+            told.append(total_bytes)
+
+        def advance(self, done_bytes: int) -> None:
+            told.append(-done_bytes)
+
+        def finish(self) -> None:
+            pass
+
+    for name in ("a", "b"):
+        write_peft(tmp_path / "served" / name, peft(factors(TARGETS, 1)))
+    inspect_checkpoint(tmp_path / "served", progress=Told())
+    assert told[0] == 2 * sum(array.nbytes for array in factors(TARGETS, 1).values())
+    assert sum(told) == 0
+
+
+@pytest.mark.parametrize("option", ["spectra", "other", "step", "replicated"])
 def test_what_says_nothing_of_a_folder_of_adapters_is_refused(tmp_path: Path, option: str) -> None:
     write_peft(tmp_path / "served" / "a", peft(factors([QUERY], 1)))
-    value = {"spectra": True, "other": tmp_path / "served" / "a", "step": "1_1"}[option]
+    value = {"spectra": True, "other": tmp_path / "served" / "a", "step": "1_1", "replicated": ["*"]}[option]
     with pytest.raises(UsageError):
         inspect_checkpoint(tmp_path / "served", **{option: value})  # type: ignore[arg-type]

@@ -44,6 +44,17 @@ def test_nan_has_no_spectrum_and_is_told(tmp_path: Path) -> None:
     assert any("NaN or Inf" in warning for warning in report.warnings)
 
 
+def test_values_whose_product_overflows_have_no_spectrum_and_nothing_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "lora.ckpt", {name: np.full(array.shape, 1e160) for name, array in mindpet(factors()).items()})
+    report = inspect_checkpoint(tmp_path / "lora.ckpt", spectra=True)
+    assert report.pairs
+    assert all(pair.spectrum is None for pair in report.pairs)
+    assert any("NaN or Inf in A, B or B @ A" in warning for warning in report.warnings)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_fresh_adapter_is_zero(tmp_path: Path) -> None:
     save(
         tmp_path / "lora.ckpt",

@@ -11,10 +11,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import run_here
 
-from ckpt_tools import MergeReport
+from ckpt_tools import MergeReport, open_checkpoint, save_checkpoint
 from ckpt_tools.cli.merge import merge_command
 from ckpt_tools.pages import check_page, write_page
 from ckpt_tools.reports import DroppedTensor
@@ -185,11 +186,38 @@ def test_an_existing_page_stops_the_command_before_any_work_and_is_replaced_by_f
     assert json_of(Path("page.html").read_text(encoding="utf-8"))["output"] == "x.ckpt"
 
 
+def test_what_a_run_left_that_was_killed_behind_its_page_goes_when_the_page_is_asked_for_again(
+    report: MergeReport,
+) -> None:
+    Path("page.html").write_text("the page of the run that was killed")
+    left = Path(".page.html.pet-surgery")
+    (left / "content").mkdir(parents=True)
+    with pytest.raises(OutputExistsError):
+        check_page("page.html")
+    assert not left.exists()
+
+
 def test_a_dry_run_writes_the_page_alone(report: MergeReport) -> None:
     command = ("base.ckpt", "lora.ckpt", "--alpha", "8", "-o", "x.ckpt", "--html", "page.html", "--dry-run")
     assert run_here(merge_command, *command) == 0
     assert "Would merge into x.ckpt" in Path("page.html").read_text(encoding="utf-8")
     assert not Path("x.ckpt").exists()
+
+
+def test_weights_with_nan_are_said_and_the_others_drawn(
+    report: MergeReport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {name: tensor.read_all() for name, tensor in open_checkpoint("lora.ckpt").tensors.items()}
+    first = next(iter(parts))
+    save_checkpoint("diverged.ckpt", parts | {first: np.full_like(parts[first], np.nan)})
+    options = ("--alpha", "8", "--allow-nonfinite", "-o", "x.ckpt", "--html", "page.html")
+    assert run_here(merge_command, "base.ckpt", "diverged.ckpt", *options) == 0
+    out = capsys.readouterr().out
+    assert "nan" not in out
+    assert "; NaN or Inf in 1 weights" in out
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert "the update of 1 weight has NaN or Inf" in page
+    assert len([a for _, a in tags_of(page) if "data-value" in a]) == 2 * len(report.weights) - 1
 
 
 def test_a_page_of_eighty_layers_stays_small(report: MergeReport) -> None:
