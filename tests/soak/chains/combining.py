@@ -112,7 +112,7 @@ def draw_adapters(chain: Chain, *, is_joined: bool = False) -> list[Adapter]:
     rng = chain.rng
     shapes = {name: tensor.bits.shape for name, tensor in chain.weights.items()}
     waiting = [] if chain.adapter is None else [chain.adapter]
-    count = rng.choices([1, 2, 3], [60, 25, 15])[0]
+    count = rng.choices([1, 2, 3], [45, 35, 20])[0]
     if waiting and (not is_joined or has_magnitudes(waiting)):
         return waiting
     # Several say their scale in the same way, as an option is given once for each.
