@@ -65,6 +65,7 @@ class AdapterFacts:
         use_dora: Whether there are magnitudes.
         lora_bias: Whether B has a bias.
         fan_in_fan_out: Whether the adapted weights are (in, out).
+        has_linear_alone: Whether all layers with A and B are linear ones: no embedding, and no stack of experts.
         dropout: The share of inputs that training dropped.
         section: What this project adds: see `surgery_section`.
     """
@@ -77,6 +78,7 @@ class AdapterFacts:
     use_dora: bool = False
     lora_bias: bool = False
     fan_in_fan_out: bool = False
+    has_linear_alone: bool = True
     dropout: float = 0.0
     section: Mapping[str, Any] = field(default_factory=dict)
 
@@ -118,9 +120,10 @@ def peft_config(facts: AdapterFacts) -> dict[str, Any]:
 def mindformers_config(facts: AdapterFacts) -> dict[str, Any]:
     """What MindFormers' `LoraModel.save_pet_config` writes beside a LoRA checkpoint (1.9.0, `pet/models/lora.py`).
 
-    It knows one rank and one alpha. An adapter with several has PEFT's keys besides, and the layers' own names.
+    It knows one rank and one alpha, and its rules select linear layers alone. Any other adapter has PEFT's keys
+    besides, and the layers' own names.
     """
-    if _is_uniform(facts) and not (
+    if (_is_uniform(facts) and facts.has_linear_alone) and not (
         facts.use_rslora or facts.use_dora or facts.lora_bias or facts.saved_modules or facts.fan_in_fan_out
     ):
         layer = facts.layers[0]

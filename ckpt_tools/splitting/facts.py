@@ -122,5 +122,6 @@ def lora_facts(
         use_dora=any(pair.magnitude is not None for pair in pairs),
         lora_bias=any(pair.b_bias is not None for pair in pairs),
         fan_in_fan_out=config is not None and config.fan_in_fan_out,
+        has_linear_alone=all(pair.kind == "linear" for pair in pairs),
         section=section,
     )

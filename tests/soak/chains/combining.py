@@ -117,6 +117,9 @@ def draw_adapters(chain: Chain, *, is_joined: bool = False) -> list[Adapter]:
         return waiting
     # Several say their scale in the same way, as an option is given once for each.
     form = FOUND if waiting else None
+    ranks = [pair.rank for one in waiting for pair in one.pairs.values()] or [1, 2, 4, 8]
+    # Methods on A and B want one rank.
+    rank = rng.choice(ranks) if count > 1 and chain.chance(0.6) else None
     drawn: list[Adapter] = []
     for _ in range(count - len(waiting)):
         drawn.append(
@@ -128,11 +131,12 @@ def draw_adapters(chain: Chain, *, is_joined: bool = False) -> list[Adapter]:
                 form=drawn[0].form if drawn else form,
                 is_alone=count == 1,
                 has_special=not is_joined or count == 1,
+                rank=rank,
             )
         )
     drawn = _some_saved(chain, drawn, [*waiting, *drawn])
     if count > 1 or chain.chance(0.2):
-        weights = [1.0, 0.3, -0.7, 2.5] if chain.chance(0.5) else [1.0]
+        weights = [1.0, 0.3, -0.7, 2.5] if chain.chance(0.7) else [1.0]
         is_fixed = [bool(one.saved) or has_magnitudes([one]) for one in drawn]
         drawn = [
             one if fixed else replace(one, weight=rng.choice(weights))
