@@ -60,6 +60,7 @@ class AdapterFacts:
         layers: Its layers, in the order of the file; at least one.
         other_layers: Layers of the base that have no A and B and might have; empty where the base is not known.
         saved_modules: Modules that were saved whole.
+        has_biases: Whether biases of layers with A and B were saved, too.
         base_name: What the base is called, where it is known.
         use_rslora: Whether the scale is alpha / sqrt(rank).
         use_dora: Whether there are magnitudes.
@@ -73,6 +74,7 @@ class AdapterFacts:
     layers: tuple[AdaptedLayer, ...]
     other_layers: tuple[str, ...] = ()
     saved_modules: tuple[str, ...] = ()
+    has_biases: bool = False
     base_name: str = ""
     use_rslora: bool = False
     use_dora: bool = False
@@ -165,8 +167,8 @@ def slora_config(facts: AdapterFacts) -> dict[str, Any]:
         problems.append(("several ranks or alphas", "one of each"))
     if not float(facts.layers[0].alpha).is_integer():
         problems.append((f"alpha {facts.layers[0].alpha:g}", "a whole number"))
-    if facts.use_dora or facts.lora_bias or facts.saved_modules:
-        problems.append(("magnitudes, biases of B or modules that were saved whole", "A and B alone"))
+    if facts.use_dora or facts.lora_bias or facts.saved_modules or facts.has_biases:
+        problems.append(("magnitudes, biases or modules that were saved whole", "A and B alone"))
     if problems:
         raise MismatchError(Problem("--format slora", found, expected) for found, expected in problems)
     return {

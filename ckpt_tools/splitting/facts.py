@@ -117,6 +117,7 @@ def lora_facts(
             dict.fromkeys(one.layer for one in rest if one.name.endswith(".weight") and one.layer not in adapted)
         ),
         saved_modules=tuple(dict.fromkeys(layout.layers[name].rpartition(".")[0] for name in saved)),
+        has_biases=len(saved) < len(weights),
         base_name=config.base_model_name if config is not None and config.base_model_name != "none" else "",
         use_rslora=config is not None and config.use_rslora,
         use_dora=any(pair.magnitude is not None for pair in pairs),

@@ -111,6 +111,8 @@ def test_biases_of_adapted_layers_that_peft_trained_go_along_both_ways(tmp_path:
     report = split(tmp_path / "ms", format="peft", output=tmp_path / "back")
     assert_same_arrays(read_arrays(tmp_path / "back" / "adapter_model.safetensors"), pairs)
     assert report.left == ()
+    text = refusal(tmp_path, 5, tmp_path / "ms", format="slora", output=tmp_path / "served")
+    assert "expected A and B alone, found magnitudes, biases or modules" in text
     # With the layer's weight it is the base's own, whether LoRA is beside it or not.
     bias = "model.layers.0.attention.wq.bias"
     save(tmp_path / "whole.ckpt", {**BASE, **LORA["mindpet"], bias: random(7, 16)})
