@@ -153,7 +153,7 @@ def _some_saved(chain: Chain, drawn: list[Adapter], every: list[Adapter]) -> lis
     """Now and then one of them has tensors that were trained whole, which no other one changes."""
     taken = {weight for one in every for weight in (*one.pairs, *one.saved)}
     shapes = {name: tensor.bits.shape for name, tensor in chain.weights.items() if name not in taken}
-    if not drawn or not chain.chance(0.35):
+    if not drawn or not chain.chance(0.5):
         return drawn
     number = chain.rng.randrange(len(drawn))
     return [
@@ -186,7 +186,7 @@ def combine(chain: Chain) -> bool:
     kinds = {kind for one in adapters for kind in one.kinds}
     form = chain.rng.choice(FORMS if kinds == {LINEAR} and not has_magnitudes(adapters) else PLAIN_FORMS)
     form = "keep" if form == "slora" and not _has_one_rank(adapters, how) else form
-    dtype = chain.rng.choice(dtypes()) if chain.chance(0.25) else None
+    dtype = chain.rng.choice(dtypes()) if chain.chance(0.35) else None
     assert adapters[0].stored is not None
     place = adapter_place(chain, form, adapters[0].stored.suffix)
     line += ["--format", form, *(["--dtype", dtype] if dtype else [])]
