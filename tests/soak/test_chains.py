@@ -11,6 +11,7 @@ from chains.chain import ChainError, run_chain
 from chains.files import metadata_of, read_file, write_file
 from chains.methods import Combination, Update, combined
 from chains.oracle import (
+    FLOATS,
     Tally,
     Tensor,
     Term,
@@ -61,7 +62,7 @@ class SpoilingShell(Shell):
         files = [path for path in ([output] if output.is_file() else output.rglob("*")) if path.suffix in SUFFIXES]
         held = {path: read_file(path) for path in files if path.name != "strategy.ckpt"}
         sizes = {
-            name: array.size for arrays in held.values() for name, array in arrays.items() if array.dtype.kind in "fV"
+            name: array.size for arrays in held.values() for name, array in arrays.items() if array.dtype in FLOATS
         }
         name = max(sizes, key=lambda one: sizes[one])
         for path, arrays in held.items():
