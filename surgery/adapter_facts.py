@@ -60,11 +60,13 @@ class AdapterFacts:
         layers: Its layers, in the order of the file; at least one.
         other_layers: Layers of the base that have no A and B and might have; empty where the base is not known.
         saved_modules: Modules that were saved whole.
+        has_biases: Whether biases of layers with A and B were saved, too.
         base_name: What the base is called, where it is known.
         use_rslora: Whether the scale is alpha / sqrt(rank).
         use_dora: Whether there are magnitudes.
         lora_bias: Whether B has a bias.
         fan_in_fan_out: Whether the adapted weights are (in, out).
+        has_linear_alone: Whether all layers with A and B are linear ones: no embedding, and no stack of experts.
         dropout: The share of inputs that training dropped.
         section: What this project adds: see `surgery_section`.
     """
@@ -72,11 +74,13 @@ class AdapterFacts:
     layers: tuple[AdaptedLayer, ...]
     other_layers: tuple[str, ...] = ()
     saved_modules: tuple[str, ...] = ()
+    has_biases: bool = False
     base_name: str = ""
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
     fan_in_fan_out: bool = False
+    has_linear_alone: bool = True
     dropout: float = 0.0
     section: Mapping[str, Any] = field(default_factory=dict)
 
@@ -119,9 +123,10 @@ def peft_config(facts: AdapterFacts) -> dict[str, Any]:
 def mindformers_config(facts: AdapterFacts) -> dict[str, Any]:
     """What MindFormers' `LoraModel.save_pet_config` writes beside a LoRA checkpoint (1.9.0, `pet/models/lora.py`).
 
-    It knows one rank and one alpha. An adapter with several has PEFT's keys besides, and the layers' own names.
+    It knows one rank and one alpha, and its rules select linear layers alone. Any other adapter has PEFT's keys
+    besides, and the layers' own names.
     """
-    if _is_uniform(facts) and not (
+    if (_is_uniform(facts) and facts.has_linear_alone) and not (
         facts.use_rslora or facts.use_dora or facts.lora_bias or facts.saved_modules or facts.fan_in_fan_out
     ):
         layer = facts.layers[0]
@@ -163,8 +168,8 @@ def slora_config(facts: AdapterFacts) -> dict[str, Any]:
         problems.append(("several ranks or alphas", "one of each"))
     if not float(facts.layers[0].alpha).is_integer():
         problems.append((f"alpha {facts.layers[0].alpha:g}", "a whole number"))
-    if facts.use_dora or facts.lora_bias or facts.saved_modules:
-        problems.append(("magnitudes, biases of B or modules that were saved whole", "A and B alone"))
+    if facts.use_dora or facts.lora_bias or facts.saved_modules or facts.has_biases:
+        problems.append(("magnitudes, biases or modules that were saved whole", "A and B alone"))
     if problems:
         raise MismatchError(Problem("--format slora", found, expected) for found, expected in problems)
     return {

@@ -117,10 +117,12 @@ def lora_facts(
             dict.fromkeys(one.layer for one in rest if one.name.endswith(".weight") and one.layer not in adapted)
         ),
         saved_modules=tuple(dict.fromkeys(layout.layers[name].rpartition(".")[0] for name in saved)),
+        has_biases=len(saved) < len(weights),
         base_name=config.base_model_name if config is not None and config.base_model_name != "none" else "",
         use_rslora=config is not None and config.use_rslora,
         use_dora=any(pair.magnitude is not None for pair in pairs),
         lora_bias=any(pair.b_bias is not None for pair in pairs),
         fan_in_fan_out=config is not None and config.fan_in_fan_out,
+        has_linear_alone=all(pair.kind == "linear" for pair in pairs),
         section=section,
     )

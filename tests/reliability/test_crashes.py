@@ -6,13 +6,16 @@ one and nothing besides. `docs/reliability.md` says how, and what `make reliabil
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from crash_cases import Case
 from crashing import Bench
+from durable import Durable, take_tree
 from thoroughness import chosen_cases, chosen_points
+from tracing import run_traced
 
 Tell = Callable[[str, object], None]
 
@@ -43,10 +46,6 @@ def test_calls_that_only_look_and_read_are_no_better_moment(disk: Path, case: Ca
 
 def test_the_model_of_lost_power_loses_what_was_not_synced(disk: Path) -> None:
     """Without this, a model that forgets nothing would prove nothing."""
-    import os
-
-    from durable import Durable, take_tree
-    from tracing import run_traced
 
     def write() -> None:
         for name in ("synced", "named", "unsynced"):
@@ -61,11 +60,7 @@ def test_the_model_of_lost_power_loses_what_was_not_synced(disk: Path) -> None:
 
     (disk / "d").mkdir()
     durable = Durable(disk / "d")
-
-    def before(call: object) -> None:
-        durable.before(call)  # type: ignore[arg-type]
-
-    ended = run_traced(write, disk / "d", disk / "log", before, after=durable.after)  # type: ignore[arg-type]
+    ended = run_traced(write, disk / "d", disk / "log", durable.before, after=durable.after)
     assert ended.code == 0, ended.err
     assert take_tree(disk / "d") == {"synced": b"data", "named": b"data", "unsynced": b"data"}
     assert durable.forgetful() == {"synced": b"data"}

@@ -50,7 +50,8 @@ def test_a_disk_that_is_full_from_any_call_on_leaves_the_old_state(
     disk: Path, case: Case, record_property: Tell
 ) -> None:
     bench = Bench(disk, case)
-    points = [number for number in chosen_points(len(bench.calls)) if takes_room(bench.calls[number - 1])]
+    points = [call.number for call in bench.calls if takes_room(call)]
+    points = [points[index - 1] for index in chosen_points(len(points))]
     for number in points:
         ended = bench.fail(number, errno.ENOSPC, ever_after=True)
         if ended.code == 7 and "no space left" not in ended.err:

@@ -150,15 +150,11 @@ def test_a_part_that_ended_well_outlives_a_loss_of_power(disk: Path) -> None:
     durable = Durable(disk / "work")
     ranks = ("--src-strategy", str(disk / "in" / "src.ckpt"), "--dst-strategy", str(disk / "in" / "dst.ckpt"))
     arguments = [str(disk / "in" / "ranks"), *ranks, "-o", str(disk / "work" / "out"), "--threads", "1"]
-
-    def before(call: Call) -> None:
-        durable.before(call)
-
     part = run_traced(
         lambda: run(transform_command, [*arguments, "--ranks", "0", "-q"]),
         disk / "work",
         disk / "log",
-        before,
+        durable.before,
         after=durable.after,
     )
     assert part.code == 0, part.err

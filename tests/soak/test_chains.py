@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from chains.chain import ChainError, run_chain
 from chains.files import metadata_of, read_file, write_file
+from chains.methods import Combination, Update, combined
 from chains.oracle import (
+    FLOATS,
     Tally,
     Tensor,
     Term,
@@ -24,6 +26,8 @@ from chains.oracle import (
 from chains.running import Figures, Shell
 from merge_cases import NUMPY, random
 from soak import examples
+
+from surgery.draws import uniform_draws
 
 FIRST_SEED = 7000
 SUFFIXES = (".ckpt", ".safetensors")
@@ -58,7 +62,7 @@ class SpoilingShell(Shell):
         files = [path for path in ([output] if output.is_file() else output.rglob("*")) if path.suffix in SUFFIXES]
         held = {path: read_file(path) for path in files if path.name != "strategy.ckpt"}
         sizes = {
-            name: array.size for arrays in held.values() for name, array in arrays.items() if array.dtype.kind in "fV"
+            name: array.size for arrays in held.values() for name, array in arrays.items() if array.dtype in FLOATS
         }
         name = max(sizes, key=lambda one: sizes[one])
         for path, arrays in held.items():
@@ -98,7 +102,25 @@ class OtherScaleShell(Shell):
         return super().run(program, *changed, code=code, outputs=outputs)
 
 
-SPOILING = (SpoilingTransforms, SpoilingMerges, SpoilingSplits, SpoilingInjections, OtherScaleShell)
+class OtherDensityShell(Shell):
+    """Keeps another share of the elements than it is asked for."""
+
+    def run(self, program: str, *arguments: str, code: int = 0, outputs: tuple[str, ...] = ()) -> str:
+        changed = list(arguments)
+        if program == "pet-merge" and "--density" in changed:
+            place = changed.index("--density") + 1
+            changed[place] = repr(float(changed[place]) / 2)
+        return super().run(program, *changed, code=code, outputs=outputs)
+
+
+SPOILING = (
+    SpoilingTransforms,
+    SpoilingMerges,
+    SpoilingSplits,
+    SpoilingInjections,
+    OtherScaleShell,
+    OtherDensityShell,
+)
 
 
 @pytest.mark.parametrize("shell", SPOILING)
@@ -165,6 +187,58 @@ def test_the_oracles_rounding_is_that_of_the_types(dtype: str) -> None:
     between = np.float64(1 + 2**-8 + 2**-40)  # by way of float32 it is a tie, which goes to 1
     assert rounded(np.array([between]), "bf16").astype(np.float64)[0] == 1 + 2**-7
     assert np.array([between]).astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)[0] == 1
+
+
+FOUR, LAST = np.array([[4.0, -1.0, 2.0, -3.0]]), np.array([[-1.0, -2.0, 6.0, 5.0]])
+
+
+@pytest.mark.parametrize(
+    ("how", "tasks", "expected"),
+    [
+        (Combination("linear"), [FOUR, LAST], [3, -3, 8, 2]),
+        (Combination("magnitude_prune", 0.5), [FOUR, LAST], [4, 0, 6, 2]),
+        (Combination("ties", 0.5), [FOUR, LAST], [4, 0, 6, 5]),
+        (Combination("ties", 0.25), [np.ones((1, 4)), -np.ones((1, 4))], [1, 0, 0, 0]),
+        (Combination("ties"), [np.full((1, 1), value) for value in (-5.0, 1.0, 2.0)], [-5]),
+        (Combination("ties", by_count=True), [np.full((1, 1), value) for value in (-5.0, 1.0, 2.0)], [1.5]),
+    ],
+)
+def test_the_oracle_combines_as_the_papers_say(
+    how: Combination, tasks: list[np.ndarray], expected: list[float]
+) -> None:
+    updates = [Update(number, np.ones((1, 1)), task, 1.0, 1.0) for number, task in enumerate(tasks)]
+    assert combined(updates, how, 1, "layer").right.tolist() == [expected]
+
+
+def test_the_oracle_weighs_a_factor_by_the_root_and_gives_a_the_sign() -> None:
+    product = combined([Update(0, np.ones((2, 1)), FOUR, 2.0, -2.0)], Combination("linear"), 1, "layer")
+    assert product.right.tolist() == (-2 * FOUR).tolist()
+    assert product.left.tolist() == [[2], [2]]
+
+
+def test_the_oracle_drops_by_the_draws_of_seed_layer_and_adapter() -> None:
+    updates = [Update(number, np.ones((2, 1)), np.ones((1, 50)), 1.0, 1.0) for number in (0, 2)]
+    product = combined(updates, Combination("dare_linear_svd", 0.5, seed=3), 2, "layer")
+    kept = [uniform_draws(3, f"layer {number} 0", 0, 100).reshape(50, 2).T < 0.5 for number in (0, 2)]
+    assert np.allclose(product.left @ product.right, 2.0 * np.sum(kept, axis=0))
+
+
+def test_the_oracle_cuts_to_the_largest_singular_values() -> None:
+    update = Update(0, np.diag([3.0, 2.0, 1.0]), np.eye(3), 1.0, 1.0)
+    for how in (Combination("cat", rank=2), Combination("svd", energy=13 / 14 - 0.01)):
+        product = combined([update], how, 3, "layer")
+        assert np.allclose(product.left @ product.right, np.diag([3.0, 2.0, 0.0]))
+        assert product.ranks == (2, 2)
+        assert 0 < product.off.max() < 1e-5
+
+
+def test_the_oracle_allows_for_what_float32_may_decide_otherwise() -> None:
+    """Two elements of the whole update that differ by less than a rounding: either may be the largest."""
+    near = Update(0, np.eye(2), np.array([[1.0, 0.5], [0.25, 1.0 + 2.0**-26]]), 1.0, 1.0)
+    clear = Update(0, np.eye(2), np.array([[1.0, 0.5], [0.25, 1.5]]), 1.0, 1.0)
+    how = Combination("magnitude_prune_svd", 0.25, rank=2)
+    assert combined([near], how, 2, "layer").off.max() > 1
+    assert combined([clear], how, 2, "layer").off.max() < 1e-5
 
 
 @pytest.mark.parametrize("names", [{"a"}, {"a", "b", "c"}])

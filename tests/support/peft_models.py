@@ -125,7 +125,6 @@ def write_adapter(
     folder: Path,
     config: PeftConfig,
     *,
-    base_dtype: torch.dtype = torch.float32,
     dtype: torch.dtype | None = None,
     adapter_name: str = "default",
     seed: int = 2,
@@ -137,7 +136,6 @@ def write_adapter(
         base: The base's folder.
         folder: Where it goes; PEFT puts an adapter of another name than `default` into a folder of that name in it.
         config: What it is; PEFT changes some configurations, so each call wants one of its own.
-        base_dtype: The type in which the base is loaded for the training.
         dtype: The type of what is saved; None for what PEFT chooses.
         adapter_name: What PEFT calls it.
         seed: Of the values.
@@ -147,7 +145,7 @@ def write_adapter(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(network.load(base, base_dtype), config, adapter_name=adapter_name)
+        model = get_peft_model(network.load(base, torch.float32), config, adapter_name=adapter_name)
         shake(model, seed)
         if dtype is not None:
             model.to(dtype)

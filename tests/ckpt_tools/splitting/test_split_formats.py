@@ -111,6 +111,8 @@ def test_biases_of_adapted_layers_that_peft_trained_go_along_both_ways(tmp_path:
     report = split(tmp_path / "ms", format="peft", output=tmp_path / "back")
     assert_same_arrays(read_arrays(tmp_path / "back" / "adapter_model.safetensors"), pairs)
     assert report.left == ()
+    text = refusal(tmp_path, 5, tmp_path / "ms", format="slora", output=tmp_path / "served")
+    assert "expected A and B alone, found magnitudes, biases or modules" in text
     # With the layer's weight it is the base's own, whether LoRA is beside it or not.
     bias = "model.layers.0.attention.wq.bias"
     save(tmp_path / "whole.ckpt", {**BASE, **LORA["mindpet"], bias: random(7, 16)})
@@ -158,6 +160,27 @@ def test_a_configuration_of_patterns_is_kept_layer_by_layer(tmp_path: Path) -> N
         [use.scaling for use in weight.adapters] for weight in expected.weights
     ]
     assert {use.scaling for weight in found.weights for use in weight.adapters} == {8 / 2, 32 / 2}
+
+
+def test_embeddings_and_experts_of_pynative_mode_are_merged_by_the_configuration_that_goes_with_them(
+    tmp_path: Path,
+) -> None:
+    experts, embedding = "model.layers.0.mlp.experts.weight1", "model.tok_embeddings"
+    delta = {
+        **LORA["pynative"],
+        f"{experts}_lora_a": random(1, 2, 16, 4),
+        f"{experts}_lora_b": random(2, 2, 4, 24),
+        f"{embedding}.lora_a": random(3, 4, 40),
+        f"{embedding}.lora_b": random(4, 16, 4),
+    }
+    base = {**BASE, experts: random(5, 2, 16, 24)}
+    save(tmp_path / "base.ckpt", base)
+    save(tmp_path / "tuned.ckpt", base | delta)
+    split(tmp_path / "tuned.ckpt", alpha=8, output=tmp_path / "adapter")
+    report = merge(tmp_path / "base.ckpt", tmp_path / "adapter", output=tmp_path / "merged.ckpt")
+    folded = {weight.name for weight in report.weights}
+    assert {experts, f"{embedding}.embedding_weight"} < folded
+    assert len(folded) == len(delta) // 2
 
 
 def test_names_may_be_given(tmp_path: Path) -> None:

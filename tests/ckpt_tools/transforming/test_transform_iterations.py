@@ -9,19 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from iteration_folders import joined, write_file, write_iteration, write_metadata
-from layout_cases import layouts
 from merge_cases import random, tree
 from rank_folders import assert_same_arrays, read_arrays, read_ranks, slices_of_rank, strategy_of, write_ranks
 from soak import examples
 from strategy_bytes import strategy_bytes
-from transform_cases import ROWS, SOURCE, TARGET, TENSORS, refusal, write_case, write_strategy
+from transform_cases import ROWS, SOURCE, TARGET, TENSORS, refusal, twice_cut, write_case, write_strategy
 
 from ckpt_tools import transform
 from ckpt_tools.formats import MODEL, OPTIMIZER, read_iteration, read_safetensors
 from ckpt_tools.layout.model import Layout, Strategy
-from ckpt_tools.tensors.dtypes import BY_NAME
 from surgery.errors import MismatchError
 
 STATES = {f"adam_m.{name}": random(40, *TENSORS[name].shape) for name in ("embedding.weight", "layer.weight")}
@@ -53,25 +50,8 @@ def whole_of(tensors: dict[str, tuple[np.ndarray, tuple[int, ...]]]) -> dict[str
     return {name: array for name, (array, _) in tensors.items()}
 
 
-@st.composite
-def cut_for(draw: st.DrawFn) -> tuple[dict[str, np.ndarray], Strategy, Strategy]:
-    """Tensors, and two ways to cut them for two numbers of devices."""
-    sizes = draw(st.sampled_from([(8, 4), (4, 6), (3, 2), (1, 4), (4, 1)]))
-    tensors, cuts = {}, ({}, {})
-    for number in range(draw(st.integers(1, 3))):
-        axes = draw(st.integers(1, 3))
-        pair = [draw(layouts(axes, devices)) for devices in sizes]
-        shape = tuple(int(np.lcm(a, b)) for a, b in zip(pair[0][1], pair[1][1], strict=True))
-        name = f"layer-{number}.weight"
-        dtype = BY_NAME[draw(st.sampled_from(["fp32", "bf16", "int8"]))]
-        tensors[name] = random(number, *shape, size=9.0).astype(dtype.numpy)
-        for side, (layout, _) in zip(cuts, pair, strict=True):
-            side[name] = layout
-    return tensors, strategy_of(cuts[0]), strategy_of(cuts[1])
-
-
 @settings(max_examples=examples(60), deadline=None)
-@given(case=cut_for())
+@given(case=twice_cut())
 def test_any_ranks_become_an_iteration_of_any_others_and_that_becomes_ranks(
     case: tuple[dict[str, np.ndarray], Strategy, Strategy],
 ) -> None:

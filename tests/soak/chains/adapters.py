@@ -158,6 +158,7 @@ def random_adapter(
     form: str | None = None,
     is_alone: bool = True,
     has_special: bool = True,
+    rank: int | None = None,
 ) -> Adapter:
     """An adapter of a network, not stored yet.
 
@@ -169,6 +170,7 @@ def random_adapter(
         form: How the scale is to be said.
         is_alone: Whether it is the only one of its weights, as DoRA has to be.
         has_special: Whether it may change more than linear layers.
+        rank: That of all of its layers; None for any.
     """
     family = rng.choice(list(ENDINGS))
     form = form or rng.choice([ALPHA, ALPHA, SCALING, YAML, CONFIG, FOUND])
@@ -177,10 +179,11 @@ def random_adapter(
     spelled = other if other and rng.random() < 0.25 else style
     layers = [name for name in shapes if name.removesuffix(".weight") in _layers(network, style)]
     chosen = sorted(rng.sample(layers, rng.randint(1, len(layers))))
-    dtype, rank = rng.choice(["fp32", "fp32", "bf16", "fp16"]), rng.choice([1, 2, 4, 8])
+    dtype = rng.choice(["fp32", "fp32", "bf16", "fp16"])
+    has_ranks, rank = form != YAML and rank is None, rank or rng.choice([1, 2, 4, 8])
     pairs = {}
     for weight in chosen:
-        if form != YAML and rng.random() < 0.1:
+        if has_ranks and rng.random() < 0.1:
             rank = rng.choice([1, 2, 4, 8])
         out, into = shapes[weight]
         a_name, b_name = names_for(weight if spelled == style else translated(weight, spelled), family)

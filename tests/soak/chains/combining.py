@@ -112,11 +112,14 @@ def draw_adapters(chain: Chain, *, is_joined: bool = False) -> list[Adapter]:
     rng = chain.rng
     shapes = {name: tensor.bits.shape for name, tensor in chain.weights.items()}
     waiting = [] if chain.adapter is None else [chain.adapter]
-    count = rng.choices([1, 2, 3], [60, 25, 15])[0]
+    count = rng.choices([1, 2, 3], [45, 35, 20])[0]
     if waiting and (not is_joined or has_magnitudes(waiting)):
         return waiting
     # Several say their scale in the same way, as an option is given once for each.
     form = FOUND if waiting else None
+    ranks = [pair.rank for one in waiting for pair in one.pairs.values()] or [1, 2, 4, 8]
+    # Methods on A and B want one rank.
+    rank = rng.choice(ranks) if count > 1 and chain.chance(0.6) else None
     drawn: list[Adapter] = []
     for _ in range(count - len(waiting)):
         drawn.append(
@@ -128,11 +131,12 @@ def draw_adapters(chain: Chain, *, is_joined: bool = False) -> list[Adapter]:
                 form=drawn[0].form if drawn else form,
                 is_alone=count == 1,
                 has_special=not is_joined or count == 1,
+                rank=rank,
             )
         )
     drawn = _some_saved(chain, drawn, [*waiting, *drawn])
     if count > 1 or chain.chance(0.2):
-        weights = [1.0, 0.3, -0.7, 2.5] if chain.chance(0.5) else [1.0]
+        weights = [1.0, 0.3, -0.7, 2.5] if chain.chance(0.7) else [1.0]
         is_fixed = [bool(one.saved) or has_magnitudes([one]) for one in drawn]
         drawn = [
             one if fixed else replace(one, weight=rng.choice(weights))
@@ -149,7 +153,7 @@ def _some_saved(chain: Chain, drawn: list[Adapter], every: list[Adapter]) -> lis
     """Now and then one of them has tensors that were trained whole, which no other one changes."""
     taken = {weight for one in every for weight in (*one.pairs, *one.saved)}
     shapes = {name: tensor.bits.shape for name, tensor in chain.weights.items() if name not in taken}
-    if not drawn or not chain.chance(0.35):
+    if not drawn or not chain.chance(0.5):
         return drawn
     number = chain.rng.randrange(len(drawn))
     return [
@@ -182,7 +186,7 @@ def combine(chain: Chain) -> bool:
     kinds = {kind for one in adapters for kind in one.kinds}
     form = chain.rng.choice(FORMS if kinds == {LINEAR} and not has_magnitudes(adapters) else PLAIN_FORMS)
     form = "keep" if form == "slora" and not _has_one_rank(adapters, how) else form
-    dtype = chain.rng.choice(dtypes()) if chain.chance(0.25) else None
+    dtype = chain.rng.choice(dtypes()) if chain.chance(0.35) else None
     assert adapters[0].stored is not None
     place = adapter_place(chain, form, adapters[0].stored.suffix)
     line += ["--format", form, *(["--dtype", dtype] if dtype else [])]

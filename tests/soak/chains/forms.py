@@ -20,7 +20,7 @@ def adapter_place(chain: Chain, form: str, own_suffix: str) -> Stored:
     suffix = {"ckpt": ".ckpt", "slora": ".ckpt"}.get(form, ".safetensors")
     if form == "keep":
         suffix = own_suffix
-    if form in ("keep", "ckpt", "safetensors") and chain.chance(0.4):
+    if form in PLAIN_FORMS and suffix and chain.chance(0.4):
         return Stored(f"{stem}{suffix}", FILE, suffix)
     return Stored(stem, FOLDER, suffix)
 

@@ -108,7 +108,7 @@ class Product:
 def random_combination(rng: Random, method: str | None = None) -> Combination:
     """A method, with any of its numbers."""
     method = method or rng.choice(list(METHODS))
-    density, by_count, seed = rng.choice([0.2, 0.5, 0.7, 0.95, 1.0]), rng.random() < 0.4, rng.randint(0, 9)
+    density, by_count, seed = rng.choice([0.2, 0.5, 0.7, 0.95, 1.0]), rng.random() < 0.5, rng.randint(0, 9)
     rank, energy = rng.choice([(None, None), (None, None), (rng.choice([1, 2, 3, 6]), None), (None, 0.9), (None, 0.55)])
     return Combination(method, density if METHODS[method][1] else 1.0, by_count, seed, rank, energy)
 

@@ -17,26 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-import click
 from commands import environment, run_here
+from every_command import COMMANDS
 from merge_cases import tree
 
 from chains.oracle import Tally
-from ckpt_tools.cli.inject import inject_command
-from ckpt_tools.cli.inspect import inspect_command
-from ckpt_tools.cli.merge import merge_command
-from ckpt_tools.cli.split import split_command
-from ckpt_tools.cli.transform import transform_command
-from ckpt_tools.cli.verify import verify_command
-
-COMMANDS: dict[str, click.Command] = {
-    "pet-inject": inject_command,
-    "pet-inspect": inspect_command,
-    "pet-merge": merge_command,
-    "pet-split": split_command,
-    "pet-transform": transform_command,
-    "pet-verify": verify_command,
-}
 
 # Exit codes.
 USAGE, MISSING, CORRUPT, MISFIT, DIFFERENT, EXISTS = 2, 3, 4, 5, 6, 8
@@ -140,7 +125,7 @@ class Shell:
     def _here(self, program: str, arguments: tuple[str, ...]) -> tuple[int, str, str]:
         stdout, stderr = io.StringIO(), io.StringIO()
         with _working_in(self.folder), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            code = run_here(COMMANDS[program], *arguments)
+            code = run_here(COMMANDS[program.removeprefix("pet-")], *arguments)
         gc.enable()  # which a command switches off, as its process is short
         if code == _INTERRUPTED:
             raise KeyboardInterrupt  # it was meant for the soak

@@ -90,7 +90,7 @@ def begin(rng: Random, folder: Path, shell: Shell) -> Chain:
 
 def choose_names(chain: Chain) -> tuple[str | None, Mapping[str, str]]:
     """What `--names` is given, or None, and the new name of each tensor."""
-    if chain.chance(0.75):
+    if chain.chance(0.65):
         return None, {name: name for name in chain.weights}
     if chain.style == PLAIN or chain.chance(0.3):
         return _renamed_by_file(chain)
