@@ -13,7 +13,7 @@ from ckpt_tools.combining import Layer, Part
 from ckpt_tools.fingerprint import same_values
 from ckpt_tools.joining.renaming import layer_under, names_like
 from ckpt_tools.merging.adapters import Adapter, scale_of
-from ckpt_tools.merging.folds import unfoldable, weighed_whole
+from ckpt_tools.merging.refusals import holds_base, unfoldable, weighed_dora, weighed_whole
 from ckpt_tools.reports import DroppedTensor
 from ckpt_tools.tensors.folding import VectorTerm
 from ckpt_tools.tensors.lazy import LazyTensor
@@ -134,8 +134,7 @@ def _refuse(joined: Joined, adapter: Adapter, *, is_alone: bool) -> None:
             Problem(f"{path}, {magnitude}", found, "LoRA adapters", "Merge it into a base by itself")
         )
     elif adapter.weight != 1:
-        found = f"weight {adapter.weight:g} of a DoRA adapter, whose magnitudes rescale the whole weight"
-        joined.problems.append(Problem(f"{path}, {magnitude}", found, "weight 1"))
+        joined.problems.append(weighed_dora(f"{path}, {magnitude}", adapter.weight))
 
 
 def _renaming(joined: Joined, first: Adapter, adapter: Adapter) -> Callable[[str], str]:
@@ -206,8 +205,7 @@ def _carry_weight(
     own = parameter.base or parameter.name
     is_adapted = any(own in pair.bases for pair in adapter.group.pairs)
     if is_adapted and parameter.family != "peft":
-        found = "a base weight beside its own LoRA matrices: this file holds base and adapter"
-        joined.problems.append(Problem(where, found, "an adapter alone", "Cut it out first: pet-split"))
+        joined.problems.append(holds_base(where, "Cut it out first: pet-split"))
         return
     if adapter.weight != 1 and not is_adapted:  # PEFT saves the base's own values of embeddings that it adapts
         joined.problems.append(weighed_whole(where, adapter.weight))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ckpt_tools.combining import Combination, combine_layers, layer_problems
+from ckpt_tools.combining import Combination, bias_problem, combine_layers, layer_problems
 from ckpt_tools.combining.layers import peak_bytes
 from ckpt_tools.joining.belonging import base_of
 from ckpt_tools.joining.draft import JoinDraft
@@ -129,7 +129,8 @@ def combine(
     loaded = [load_adapter(one.base, option, is_combined=False) for one, option in zip(opened, options, strict=True)]
     joined = join_adapters(loaded)
     layers = [layer.to_combine() for layer in joined.layers.values()]
-    problems = [*joined.problems, *_bias_problems(joined, how)]
+    biases = (bias_problem(layer.layer, how) for layer in joined.layers.values() if layer.biases)
+    problems = [*joined.problems, *(problem for problem in biases if problem is not None)]
     problems = problems or layer_problems(layers, how)
     if problems:
         raise MismatchError(problems)
@@ -183,17 +184,6 @@ def _check_words(format: str, dtype: str, count: int) -> None:
     for option, word, known in (("--format", format, _FORMATS), ("--dtype", dtype, _DTYPES)):
         if word not in known:
             raise UsageError(Problem(option, word, ", ".join(known)))
-
-
-def _bias_problems(joined: Joined, how: Combination) -> list[Problem]:
-    if not (how.how.prune or how.how.elects):
-        return []
-    found = f"--method {how.method} and a trained bias of B"
-    return [
-        Problem(layer.layer, found, "cat, linear or svd, which sum it", "Choose one of these")
-        for layer in joined.layers.values()
-        if layer.biases
-    ]
 
 
 def _type_of(joined: Joined) -> DType:

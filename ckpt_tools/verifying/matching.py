@@ -18,6 +18,9 @@ from surgery.near import near_names
 
 __all__ = ["Expected", "expect", "find_names", "match"]
 
+# Looking for them takes some 25 ms among hundreds of names, and more among more: what the first ones say is enough.
+_MOST_WITH_NEAR_NAMES = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Expected:
@@ -91,18 +94,18 @@ def match(
     Returns:
         What can be compared; training states, which must be the base's own; what does not fit.
     """
-    offenders = []
+    offenders: list[Offender] = []
     names = {one.name for one in expected}
+    unexpected = [name for name in found if name not in names]
     for one in expected:
         if one.name not in found and not any(fnmatchcase(one.name, pattern) for pattern in allow_missing):
-            near = near_names(one.name, [name for name in found if name not in names])
+            near = near_names(one.name, unexpected) if len(offenders) < _MOST_WITH_NEAR_NAMES else []
             remedy = f"Near names: {', '.join(near)}" if near else ""
             offenders.append(Offender(one.name, "no such tensor", f"it, of shape {one.base.shape}", remedy))
     states = []
     known = frozenset(found)
-    for name, tensor in found.items():
-        if name in names:
-            continue
+    for name in unexpected:
+        tensor = found[name]
         if name in base and classify(name, known).role in (Role.OPTIMIZER, Role.SCALAR):
             states.append((name, tensor))
             continue
