@@ -17,6 +17,7 @@ from ckpt_tools.merging.refusals import holds_base, unfoldable, weighed_dora, we
 from ckpt_tools.reports import DroppedTensor
 from ckpt_tools.tensors.folding import VectorTerm
 from ckpt_tools.tensors.lazy import LazyTensor
+from ckpt_tools.tensors.views import reshape
 from surgery.errors import MismatchError, Problem
 from surgery.grouping import LoraPair
 from surgery.naming import ParameterName, Role
@@ -194,7 +195,10 @@ def _add_bias(
         joined.problems.append(Problem(layer.layer, found, "A and B alone", "Name that adapter first"))
         return
     layer.b_bias = layer.b_bias or name
-    layer.biases.append(VectorTerm(adapter.tensors[pair.b_bias], scaling * adapter.weight))
+    values = adapter.tensors[pair.b_bias]
+    if layer.biases:  # as many elements, but maybe as a row or a column
+        values = reshape(values, layer.biases[0].values.shape)
+    layer.biases.append(VectorTerm(values, scaling * adapter.weight))
 
 
 def _carry_weight(

@@ -152,7 +152,7 @@ def combine(
     check_destination(plan, given, force=force, also_read=read)
     check_beside(draft.files_beside(plan), given, force=True)  # whose content may be what lies there, and is not known
     if not dry_run:
-        check_claimable(path, is_folder=plan.is_folder, force=force)
+        check_claimable(plan.output, is_folder=plan.is_folder, force=force)
     # A cluster's machines read what was combined, so it lies where the output does.
     place = None if executor == "local" or dry_run else nearest_folder(path)
     with scratch_folder(place) as folder:

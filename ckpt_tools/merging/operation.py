@@ -16,8 +16,9 @@ from ckpt_tools.merging.combined import combined_folds
 from ckpt_tools.merging.draft import MergeDraft
 from ckpt_tools.merging.inputs import checked_folds, open_inputs, scale_options
 from ckpt_tools.merging.measured import refuse_nonfinite, with_statistics
+from ckpt_tools.merging.patch_place import check_patch_options, check_patch_place, is_left_over
 from ckpt_tools.merging.strategies import MergeStrategies, for_each, merge_output
-from ckpt_tools.merging.undoing import check_patch_options, check_patch_place, is_left_over, with_patch
+from ckpt_tools.merging.undoing import with_patch
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import MergeReport
 from ckpt_tools.sizes import given_bytes
@@ -182,7 +183,7 @@ def merge(
             may_replace_patch = is_left_over(draft.patch(patch_path, plan, renamed), plan.output)
         check_patch_place(patch_path, plan.places, read, force=may_replace_patch)
     if not (how.is_sum or dry_run):
-        check_claimable(path, is_folder=plan.is_folder, force=force)
+        check_claimable(plan.output, is_folder=plan.is_folder, force=force)
     # A cluster's machines read what was combined, so it lies where the output does.
     place = None if executor == "local" or dry_run else nearest_folder(path)
     with combined_folds(folds, how, place, budget, progress, max_memory=limit) as peak:

@@ -194,6 +194,17 @@ def test_experts_embeddings_and_biases_of_b_are_combined(tmp_path: Path) -> None
     assert _config(tmp_path / "out")["lora_bias"] is True
 
 
+def test_a_bias_of_b_that_is_saved_as_a_row_is_summed_too(tmp_path: Path) -> None:
+    name = f"base_model.model.{HF_QUERY}.lora_B.bias"
+    for number, shape in enumerate(((HIDDEN,), (1, HIDDEN))):
+        arrays = peft(factors([QUERY], number)) | {name: np.full(shape, 1.0 + number, np.float32)}
+        write_peft(tmp_path / str(number), arrays, lora_bias=True, target_modules=["q_proj"])
+    combine(tmp_path / "0", tmp_path / "1", scaling=1, output=tmp_path / "out")
+    np.testing.assert_array_equal(read(tmp_path / "out")[name], np.full(HIDDEN, 3.0))
+    combine(tmp_path / "1", tmp_path / "0", scaling=1, output=tmp_path / "row")
+    np.testing.assert_array_equal(read(tmp_path / "row")[name], np.full((1, HIDDEN), 3.0))
+
+
 def test_what_one_adapter_saves_whole_goes_along(tmp_path: Path) -> None:
     head = {"base_model.model.lm_head.weight": random(1, 40, HIDDEN)}
     write_peft(tmp_path / "a", peft(factors([QUERY], 1)))
