@@ -30,7 +30,7 @@ from ckpt_tools.writing.finite import refuse_overflow, wider_type
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import make_budget
 from ckpt_tools.writing.plan import Plan, with_manifest
-from ckpt_tools.writing.scratch import scratch_folder
+from ckpt_tools.writing.scratch import scratch_folder, sweep_scratch
 from ckpt_tools.writing.write import execute
 from surgery.errors import MismatchError, Problem, UsageError
 
@@ -148,13 +148,14 @@ def combine(
     draft, plan = draft_of({layer.name: (layer.parts[0].a, layer.parts[0].b) for layer in layers})
     given = [*paths, *strategies.paths(), *configuration_files(loaded)]
     read = {source for tensor in joined.tensors() for source in files_of(tensor)}
+    # A cluster's machines read what was combined, so it lies where the output does.
+    place = None if executor == "local" or dry_run else nearest_folder(path)
     sweep_published(path)
+    sweep_scratch(place)
     check_destination(plan, given, force=force, also_read=read)
     check_beside(draft.files_beside(plan), given, force=True)  # whose content may be what lies there, and is not known
     if not dry_run:
         check_claimable(plan.output, is_folder=plan.is_folder, force=force)
-    # A cluster's machines read what was combined, so it lies where the output does.
-    place = None if executor == "local" or dry_run else nearest_folder(path)
     with scratch_folder(place) as folder:
         combined = combine_layers(layers, how, kept, folder, budget, progress, max_memory=limit)
         draft, plan = draft_of({name: (one.a, one.b) for name, one in combined.items()})

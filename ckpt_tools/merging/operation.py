@@ -29,6 +29,7 @@ from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.memory import make_budget
 from ckpt_tools.writing.outputs import OutputOptions
 from ckpt_tools.writing.parts import parse_ranks, part_of
+from ckpt_tools.writing.scratch import sweep_scratch
 from ckpt_tools.writing.write import Outcome, execute
 from surgery.errors import Problem, UsageError
 
@@ -174,7 +175,11 @@ def merge(
     plan, renamed = planned()
     part = part_of(plan, selected, 0 if strategies.target is None else strategies.target.ranks)
     given = [inputs.base.path, *(adapter.path for adapter in inputs.adapters), *strategies.paths()]
+    # A cluster's machines read what was combined, so it lies where the output does.
+    place = None if executor == "local" or dry_run else nearest_folder(path)
     sweep_published(path, *([] if patch_path is None else [patch_path]))
+    if not how.is_sum:
+        sweep_scratch(place)
     check_destination(plan, given, force=force)
     may_replace_patch = force
     if patch_path is not None:
@@ -184,8 +189,6 @@ def merge(
         check_patch_place(patch_path, plan.places, read, force=may_replace_patch)
     if not (how.is_sum or dry_run):
         check_claimable(plan.output, is_folder=plan.is_folder, force=force)
-    # A cluster's machines read what was combined, so it lies where the output does.
-    place = None if executor == "local" or dry_run else nearest_folder(path)
     with combined_folds(folds, how, place, budget, progress, max_memory=limit) as peak:
         if not how.is_sum:
             plan, renamed = planned()  # of what the folds are by now

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["scratch_folder"]
+__all__ = ["scratch_folder", "sweep_scratch"]
 
 _PREFIX = "pet-surgery-"
 
@@ -26,7 +26,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     Raises:
         OSError: An I/O call failed.
     """
-    _sweep(Path(tempfile.gettempdir()) if parent is None else parent)
+    sweep_scratch(parent)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         try:
@@ -45,9 +45,14 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _sweep(parent: Path) -> None:
-    """Remove the folders that no run holds."""
-    for folder in parent.glob(f"{_PREFIX}*"):
+def sweep_scratch(parent: Path | None = None) -> None:
+    """Remove the folders that no run holds, also where this run will need none.
+
+    Args:
+        parent: As of `scratch_folder`.
+    """
+    place = Path(tempfile.gettempdir()) if parent is None else parent
+    for folder in place.glob(f"{_PREFIX}*"):
         with suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -412,6 +413,21 @@ def test_a_verification_without_the_merged_model_fails_before_the_work(tmp_path:
     with pytest.raises(InputMissingError):
         verify(base, adapter, merged=tmp_path / "missing.ckpt", alpha=8, resize_rank=2, progress=heard)
     assert _combined_nothing(heard)
+
+
+@pytest.mark.parametrize("is_merge", [False, True], ids=["combine", "merge"])
+def test_the_temporary_folder_of_a_killed_run_goes_though_its_output_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_merge: bool
+) -> None:
+    left = tmp_path / "tmp" / "pet-surgery-killed"
+    left.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(left.parent))
+    base = [write(tmp_path / "base.ckpt", BASE)] if is_merge else []
+    adapter = write(tmp_path / "a.ckpt", mindpet(factors([QUERY], 1)))
+    (tmp_path / "out.ckpt").write_bytes(b"")
+    with pytest.raises(OutputExistsError):
+        (merge if is_merge else combine)(*base, adapter, alpha=8, resize_rank=2, output=tmp_path / "out.ckpt")
+    assert not left.exists()
 
 
 def test_adapters_of_different_bases_are_refused_before_the_work(tmp_path: Path) -> None:
