@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 from heapq import nlargest
 
-__all__ = ["near_names"]
+__all__ = ["ENOUGH_PROBLEMS", "near_names"]
+
+ENOUGH_PROBLEMS = 20
+"""Near names are looked for until so many problems are known: it takes time, and who sees so many needs no more."""
 
 _CLOSE_ENOUGH = 0.5
 _COMPARED = 48

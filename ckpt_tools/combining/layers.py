@@ -25,7 +25,15 @@ from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.scratch import check_scratch, scratch_failed
 from surgery.errors import NonFiniteError, Problem, ResourceError
 
-__all__ = ["Combined", "combine_layers", "layer_matrices", "layer_problems", "peak_bytes", "working_bytes"]
+__all__ = [
+    "Combined",
+    "bias_problem",
+    "combine_layers",
+    "layer_matrices",
+    "layer_problems",
+    "peak_bytes",
+    "working_bytes",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,19 @@ def layer_problems(layers: Sequence[Layer], how: Combination) -> list[Problem]:
             )
             problems.append(Problem(layer.name, found, "one rank, as A and B are combined element by element", remedy))
     return problems
+
+
+def bias_problem(name: str, how: Combination) -> Problem | None:
+    """Why a trained bias of B cannot be combined by a method, which only sums do; None where it can.
+
+    Args:
+        name: What the bias, or its layer, is called.
+        how: The method.
+    """
+    if not (how.how.prune or how.how.elects):
+        return None
+    found = f"--method {how.method} and a trained bias of B"
+    return Problem(name, found, "cat, linear or svd, which sum it", "Choose one of these")
 
 
 def combine_layers(

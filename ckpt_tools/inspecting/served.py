@@ -16,7 +16,7 @@ from ckpt_tools.combining.layers import layer_matrices
 from ckpt_tools.distributed import open_whole
 from ckpt_tools.joining.renaming import layer_under, names_like
 from ckpt_tools.merging.adapters import Adapter, ScaleOption, load_adapter, scale_of, scale_origin
-from ckpt_tools.merging.folds import unfoldable
+from ckpt_tools.merging.refusals import unfoldable
 from ckpt_tools.progress import Progress
 from ckpt_tools.reports import AdapterSimilarity, ServedAdapter
 from surgery.documents import read_json

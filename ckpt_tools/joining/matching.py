@@ -13,10 +13,11 @@ from ckpt_tools.combining import Layer, Part
 from ckpt_tools.fingerprint import same_values
 from ckpt_tools.joining.renaming import layer_under, names_like
 from ckpt_tools.merging.adapters import Adapter, scale_of
-from ckpt_tools.merging.folds import unfoldable, weighed_whole
+from ckpt_tools.merging.refusals import holds_base, unfoldable, weighed_dora, weighed_whole
 from ckpt_tools.reports import DroppedTensor
 from ckpt_tools.tensors.folding import VectorTerm
 from ckpt_tools.tensors.lazy import LazyTensor
+from ckpt_tools.tensors.views import reshape
 from surgery.errors import MismatchError, Problem
 from surgery.grouping import LoraPair
 from surgery.naming import ParameterName, Role
@@ -134,8 +135,7 @@ def _refuse(joined: Joined, adapter: Adapter, *, is_alone: bool) -> None:
             Problem(f"{path}, {magnitude}", found, "LoRA adapters", "Merge it into a base by itself")
         )
     elif adapter.weight != 1:
-        found = f"weight {adapter.weight:g} of a DoRA adapter, whose magnitudes rescale the whole weight"
-        joined.problems.append(Problem(f"{path}, {magnitude}", found, "weight 1"))
+        joined.problems.append(weighed_dora(f"{path}, {magnitude}", adapter.weight))
 
 
 def _renaming(joined: Joined, first: Adapter, adapter: Adapter) -> Callable[[str], str]:
@@ -195,7 +195,10 @@ def _add_bias(
         joined.problems.append(Problem(layer.layer, found, "A and B alone", "Name that adapter first"))
         return
     layer.b_bias = layer.b_bias or name
-    layer.biases.append(VectorTerm(adapter.tensors[pair.b_bias], scaling * adapter.weight))
+    values = adapter.tensors[pair.b_bias]
+    if layer.biases:  # as many elements, but maybe as a row or a column
+        values = reshape(values, layer.biases[0].values.shape)
+    layer.biases.append(VectorTerm(values, scaling * adapter.weight))
 
 
 def _carry_weight(
@@ -206,8 +209,7 @@ def _carry_weight(
     own = parameter.base or parameter.name
     is_adapted = any(own in pair.bases for pair in adapter.group.pairs)
     if is_adapted and parameter.family != "peft":
-        found = "a base weight beside its own LoRA matrices: this file holds base and adapter"
-        joined.problems.append(Problem(where, found, "an adapter alone", "Cut it out first: pet-split"))
+        joined.problems.append(holds_base(where, "Cut it out first: pet-split"))
         return
     if adapter.weight != 1 and not is_adapted:  # PEFT saves the base's own values of embeddings that it adapts
         joined.problems.append(weighed_whole(where, adapter.weight))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ckpt_tools.combining import Combination, combine_layers, layer_problems
+from ckpt_tools.combining import Combination, bias_problem, combine_layers, layer_problems
 from ckpt_tools.combining.layers import peak_bytes
 from ckpt_tools.joining.belonging import base_of
 from ckpt_tools.joining.draft import JoinDraft
@@ -30,7 +30,7 @@ from ckpt_tools.writing.finite import refuse_overflow, wider_type
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import make_budget
 from ckpt_tools.writing.plan import Plan, with_manifest
-from ckpt_tools.writing.scratch import scratch_folder
+from ckpt_tools.writing.scratch import scratch_folder, sweep_scratch
 from ckpt_tools.writing.write import execute
 from surgery.errors import MismatchError, Problem, UsageError
 
@@ -129,7 +129,8 @@ def combine(
     loaded = [load_adapter(one.base, option, is_combined=False) for one, option in zip(opened, options, strict=True)]
     joined = join_adapters(loaded)
     layers = [layer.to_combine() for layer in joined.layers.values()]
-    problems = [*joined.problems, *_bias_problems(joined, how)]
+    biases = (bias_problem(layer.layer, how) for layer in joined.layers.values() if layer.biases)
+    problems = [*joined.problems, *(problem for problem in biases if problem is not None)]
     problems = problems or layer_problems(layers, how)
     if problems:
         raise MismatchError(problems)
@@ -147,13 +148,14 @@ def combine(
     draft, plan = draft_of({layer.name: (layer.parts[0].a, layer.parts[0].b) for layer in layers})
     given = [*paths, *strategies.paths(), *configuration_files(loaded)]
     read = {source for tensor in joined.tensors() for source in files_of(tensor)}
+    # A cluster's machines read what was combined, so it lies where the output does.
+    place = None if executor == "local" or dry_run else nearest_folder(path)
     sweep_published(path)
+    sweep_scratch(place)
     check_destination(plan, given, force=force, also_read=read)
     check_beside(draft.files_beside(plan), given, force=True)  # whose content may be what lies there, and is not known
     if not dry_run:
-        check_claimable(path, is_folder=plan.is_folder, force=force)
-    # A cluster's machines read what was combined, so it lies where the output does.
-    place = None if executor == "local" or dry_run else nearest_folder(path)
+        check_claimable(plan.output, is_folder=plan.is_folder, force=force)
     with scratch_folder(place) as folder:
         combined = combine_layers(layers, how, kept, folder, budget, progress, max_memory=limit)
         draft, plan = draft_of({name: (one.a, one.b) for name, one in combined.items()})
@@ -183,17 +185,6 @@ def _check_words(format: str, dtype: str, count: int) -> None:
     for option, word, known in (("--format", format, _FORMATS), ("--dtype", dtype, _DTYPES)):
         if word not in known:
             raise UsageError(Problem(option, word, ", ".join(known)))
-
-
-def _bias_problems(joined: Joined, how: Combination) -> list[Problem]:
-    if not (how.how.prune or how.how.elects):
-        return []
-    found = f"--method {how.method} and a trained bias of B"
-    return [
-        Problem(layer.layer, found, "cat, linear or svd, which sum it", "Choose one of these")
-        for layer in joined.layers.values()
-        if layer.biases
-    ]
 
 
 def _type_of(joined: Joined) -> DType:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ckpt_tools.combining import Combination, Layer, Part, combine_layers, layer_problems
+from ckpt_tools.combining import Combination, Layer, Part, bias_problem, combine_layers, layer_problems
 from ckpt_tools.combining.layers import peak_bytes
 from ckpt_tools.merging.fitting import term_of
 from ckpt_tools.merging.fold_plan import Fold, FoldPlan
@@ -83,9 +83,8 @@ def fold_layers(folds: FoldPlan, how: Combination) -> list[Layer]:
     for name, fold in folds.folds.items():
         if known.setdefault(id(fold), name) != name:
             continue  # names that are tied share a fold
-        if fold.vectors and (how.how.prune or how.how.elects):
-            found = f"--method {how.method} and a trained bias of B"
-            problems.append(Problem(name, found, "cat, linear or svd, which sum it", "Choose one of these"))
+        if fold.vectors and (problem := bias_problem(name, how)) is not None:
+            problems.append(problem)
         if not fold.pairs:
             continue
         if fold.magnitude is not None:

@@ -12,38 +12,24 @@ from ckpt_tools.merging.adapters import Adapter, pair_keys, scale_of
 from ckpt_tools.merging.fitting import Fit, fit_pair, term_of
 from ckpt_tools.merging.fold_plan import Fold, FoldedPair, FoldPlan
 from ckpt_tools.merging.orientation import square_orientations
+from ckpt_tools.merging.refusals import holds_base, replaced_and_changed, unfoldable, weighed_dora, weighed_whole
 from ckpt_tools.merging.tying import settle_ties
 from ckpt_tools.reports import AdapterUse, DroppedTensor
 from ckpt_tools.tensors.folding import VectorTerm
 from ckpt_tools.tensors.lazy import LazyTensor
 from surgery.errors import MismatchError, Problem
 from surgery.grouping import LoraPair
-from surgery.naming import ParameterName, Role
-from surgery.near import near_names
+from surgery.naming import ParameterName
+from surgery.near import ENOUGH_PROBLEMS, near_names
 from surgery.resolution import Resolution, resolve_names
 from surgery.targets import selects
 from surgery.ties import tied_partner
 
-__all__ = ["plan_folds", "unfoldable", "weighed_whole"]
+__all__ = ["plan_folds"]
 
-_UNFOLDABLE = {
-    Role.PREFIX: "a prefix or prompt adds inputs to the model and changes no weight",
-    Role.PTUNING2: "P-Tuning v2 adds keys and values to the attention and changes no weight",
-    Role.BOTTLENECK: "a bottleneck adapter is a layer of its own with a nonlinearity inside",
-    Role.LOW_RANK_ADAPTER: "a low-rank adapter is a layer of its own with a nonlinearity inside",
-}
 # What `all-linear` leaves out.
 _OUTPUT_HEADS = frozenset({"lm_head", "embed_out", "output_layer", "output"})
-
-# Looking for near names takes time; whoever sees so many problems needs no more of them.
-_MAX_NEAR = 50
-
 _UNFOLDABLE_REMEDY = "Load it into a network that was built with the same pet_config, and serve that"
-
-
-def unfoldable(parameter: ParameterName) -> str:
-    """Why a parameter of another method folds into no weight."""
-    return _UNFOLDABLE.get(parameter.role, f"{parameter.method} is no LoRA and is not folded here")
 
 
 def plan_folds(
@@ -162,7 +148,7 @@ class _Folder:
         if all(self._is_allowed(adapter_key) for adapter_key in keys):
             self._drop_unused(keys)
             return
-        near = near_names(name, self._base) if len(self._plan.problems) < _MAX_NEAR else []
+        near = near_names(name, self._base) if len(self._plan.problems) < ENOUGH_PROBLEMS else []
         remedy = f"Near names: {', '.join(near)}" if near else "Do base and adapter belong together?"
         config = self._adapter.config
         if pair is None and config is not None and config.saves_module(name.rpartition(".")[0]):
@@ -282,8 +268,7 @@ class _Folder:
                 )
             )
         elif fold.magnitude is not None and weight != 1:
-            found = f"weight {weight:g} of a DoRA adapter, whose magnitudes rescale the whole weight"
-            self._plan.problems.append(Problem(name, found, "weight 1", "Leave --weight out for this adapter"))
+            self._plan.problems.append(weighed_dora(name, weight))
         bias = self._resolution.found.get(f"bias of pair {pair.layer} {pair.kind}")
         if pair.b_bias is not None and bias is not None:
             self._add_bias(pair, bias, scale.scaling, scale.alpha)
@@ -317,18 +302,11 @@ class _Folder:
             # PEFT saves embeddings that it adapts, or whose size is not the base's, whether they were trained or not.
             self._drop([parameter], "the base's own values")
         elif name in self._plan.folds:
-            self._plan.problems.append(_replaced_and_changed(name))
+            self._plan.problems.append(replaced_and_changed(name))
         elif self._adapter.weight != 1:
             self._plan.problems.append(weighed_whole(where, self._adapter.weight))
         elif self._is_combined_file(parameter, name):
-            self._plan.problems.append(
-                Problem(
-                    where,
-                    "a base weight beside its own LoRA matrices: this file holds base and adapter",
-                    "an adapter alone",
-                    "Merge it by itself: pet-merge FILE",
-                )
-            )
+            self._plan.problems.append(holds_base(where, "Merge it by itself: pet-merge FILE"))
         else:
             is_copy = self._is_copy(parameter)
             self._plan.folds[name] = Fold(tensor, [self._replacement(parameter)], is_replaced=True, is_copy=is_copy)
@@ -354,7 +332,7 @@ class _Folder:
     def _fold(self, name: str) -> Fold:
         fold = self._plan.folds.setdefault(name, Fold(self._weight(name)))
         if fold.is_replaced and name not in self._replaced:
-            self._plan.problems.append(_replaced_and_changed(name))
+            self._plan.problems.append(replaced_and_changed(name))
         return fold
 
     def _refuse_methods(self, methods: Sequence[ParameterName]) -> None:
@@ -398,17 +376,3 @@ class _Folder:
 
     def _of_adapter(self, problem: Problem) -> Problem:
         return replace(problem, where=f"{self._adapter.path}, {problem.where}")
-
-
-def _replaced_and_changed(name: str) -> Problem:
-    return Problem(name, "two adapters, one of which replaces the weight", "one of the two", "Merge one at a time")
-
-
-def weighed_whole(where: str, weight: float) -> Problem:
-    """Why a tensor that takes the base's place cannot be weighed."""
-    return Problem(
-        where,
-        f"weight {weight:g} of a tensor that was saved whole and takes the base's place",
-        "weight 1, as it is no update that could be multiplied",
-        "Leave --weight out for this adapter, or save the adapter without modules_to_save",
-    )

@@ -16,8 +16,9 @@ from ckpt_tools.merging.combined import combined_folds
 from ckpt_tools.merging.draft import MergeDraft
 from ckpt_tools.merging.inputs import checked_folds, open_inputs, scale_options
 from ckpt_tools.merging.measured import refuse_nonfinite, with_statistics
+from ckpt_tools.merging.patch_place import check_patch_options, check_patch_place, is_left_over
 from ckpt_tools.merging.strategies import MergeStrategies, for_each, merge_output
-from ckpt_tools.merging.undoing import check_patch_options, check_patch_place, is_left_over, with_patch
+from ckpt_tools.merging.undoing import with_patch
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import MergeReport
 from ckpt_tools.sizes import given_bytes
@@ -28,6 +29,7 @@ from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.memory import make_budget
 from ckpt_tools.writing.outputs import OutputOptions
 from ckpt_tools.writing.parts import parse_ranks, part_of
+from ckpt_tools.writing.scratch import sweep_scratch
 from ckpt_tools.writing.write import Outcome, execute
 from surgery.errors import Problem, UsageError
 
@@ -173,7 +175,11 @@ def merge(
     plan, renamed = planned()
     part = part_of(plan, selected, 0 if strategies.target is None else strategies.target.ranks)
     given = [inputs.base.path, *(adapter.path for adapter in inputs.adapters), *strategies.paths()]
+    # A cluster's machines read what was combined, so it lies where the output does.
+    place = None if executor == "local" or dry_run else nearest_folder(path)
     sweep_published(path, *([] if patch_path is None else [patch_path]))
+    if not how.is_sum:
+        sweep_scratch(place)
     check_destination(plan, given, force=force)
     may_replace_patch = force
     if patch_path is not None:
@@ -182,9 +188,7 @@ def merge(
             may_replace_patch = is_left_over(draft.patch(patch_path, plan, renamed), plan.output)
         check_patch_place(patch_path, plan.places, read, force=may_replace_patch)
     if not (how.is_sum or dry_run):
-        check_claimable(path, is_folder=plan.is_folder, force=force)
-    # A cluster's machines read what was combined, so it lies where the output does.
-    place = None if executor == "local" or dry_run else nearest_folder(path)
+        check_claimable(plan.output, is_folder=plan.is_folder, force=force)
     with combined_folds(folds, how, place, budget, progress, max_memory=limit) as peak:
         if not how.is_sum:
             plan, renamed = planned()  # of what the folds are by now

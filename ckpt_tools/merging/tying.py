@@ -81,9 +81,7 @@ def _settle(plan: FoldPlan, saved: str, names: Sequence[str]) -> None:
             fold.uses.insert(0, _replacement_of(value))
     for name in names:
         plan.untied[name] = saved
-        plan.warnings.append(
-            f"{name} was tied to {saved}; the adapter changes one of the two, so the output holds both"
-        )
+        plan.warnings.append(f"{name} was tied to {saved}; the adapters make the two differ, so the output holds both")
 
 
 def _stay_equal(folds: Mapping[str, Fold], count: int) -> bool:

@@ -67,11 +67,12 @@ class ExactFold:
         """A rectangle of whole rows in pieces that stay in a core's cache, and the place of each within it.
 
         The bound is, with u the unit roundoff of the type that is computed in, W the weight, D the sum of all
-        |scaling| * |B row| * |A column| by Euclidean norms, which is at least |scaling| * |B| @ |A|, and r the sum of
-        ranks:
+        |scaling| * |B row| * |A column| by Euclidean norms, which is at least |scaling| * |B| @ |A|, n the number of
+        updates and r the sum of their ranks:
 
             half a unit of the output at (|exact| + what follows)
-            + (r + 8) * u * D + u * |W|                     sums in float32, in any order (Higham, section 3.1)
+            + (r + n + 8) * u * D + u * |W|                 sums in float32, in any order (Higham, section 3.1); twice
+                                                            that in float64, in which `exact` is rounded too
             + 4 * u' * D + the same of subnormal numbers     A, B, product and scaling rounded to the coarsest type u'
             + half a unit at |W| where the output is narrower: the base loaded in the output's type first
             + half a unit for each adapter but the first: one merged after the other

@@ -14,12 +14,9 @@ from ckpt_tools.tensors.dtypes import DType
 from ckpt_tools.tensors.lazy import LazyTensor
 from surgery.errors import MismatchError
 from surgery.naming import Role, classify
-from surgery.near import near_names
+from surgery.near import ENOUGH_PROBLEMS, near_names
 
 __all__ = ["Expected", "expect", "find_names", "match"]
-
-# Looking for near names takes time; whoever sees so many offenders needs no more of them.
-_MAX_NEAR = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +93,16 @@ def match(
     """
     offenders: list[Offender] = []
     names = {one.name for one in expected}
-    others = [name for name in found if name not in names]
+    unexpected = [name for name in found if name not in names]
     for one in expected:
         if one.name not in found and not any(fnmatchcase(one.name, pattern) for pattern in allow_missing):
-            near = near_names(one.name, others) if len(offenders) < _MAX_NEAR else []
+            near = near_names(one.name, unexpected) if len(offenders) < ENOUGH_PROBLEMS else []
             remedy = f"Near names: {', '.join(near)}" if near else ""
             offenders.append(Offender(one.name, "no such tensor", f"it, of shape {one.base.shape}", remedy))
     states = []
     known = frozenset(found)
-    for name, tensor in found.items():
-        if name in names:
-            continue
+    for name in unexpected:
+        tensor = found[name]
         if name in base and classify(name, known).role in (Role.OPTIMIZER, Role.SCALAR):
             states.append((name, tensor))
             continue

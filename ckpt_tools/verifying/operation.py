@@ -100,7 +100,8 @@ def verify(
         seed: What the sample is drawn by, with the tensors' names; and with methods that drop at random, as of `merge`,
             what these drew by.
         check: Raise where it is not so; otherwise the report says it.
-        check_crc: Check the CRC-32 of files that have one; costs a read of them.
+        check_crc: Check the CRC-32 of base and adapters that have one, where no sample is asked for; costs a read of
+            them.
         threads: By default one for each core.
         max_memory: Bytes, or a size such as `1GiB`: anonymous memory at most.
         progress: What is told how far it is.

@@ -13,7 +13,7 @@ from pathlib import Path
 from ckpt_tools.sizes import format_size
 from surgery.errors import Problem, ResourceError
 
-__all__ = ["check_scratch", "scratch_failed", "scratch_folder"]
+__all__ = ["check_scratch", "scratch_failed", "scratch_folder", "sweep_scratch"]
 
 _PREFIX = "pet-surgery-"
 
@@ -29,7 +29,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     Raises:
         OSError: An I/O call failed.
     """
-    _sweep(Path(tempfile.gettempdir()) if parent is None else parent)
+    sweep_scratch(parent)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         try:
@@ -71,9 +71,14 @@ def _remedy(folder: Path) -> str:
     return f"Free some room{', or set TMPDIR to a folder on another disk' if is_usual else ' there'}"
 
 
-def _sweep(parent: Path) -> None:
-    """Remove the folders that no run holds."""
-    for folder in parent.glob(f"{_PREFIX}*"):
+def sweep_scratch(parent: Path | None = None) -> None:
+    """Remove the folders that no run holds, also where this run will need none.
+
+    Args:
+        parent: As of `scratch_folder`.
+    """
+    place = Path(tempfile.gettempdir()) if parent is None else parent
+    for folder in place.glob(f"{_PREFIX}*"):
         with suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:

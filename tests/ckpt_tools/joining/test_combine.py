@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,17 @@ def test_experts_embeddings_and_biases_of_b_are_combined(tmp_path: Path) -> None
     np.testing.assert_array_equal(tensors[f"base_model.model.{HF_QUERY}.lora_B.bias"], 2 * (0.5 * 1 + 3 * 2))
     assert tensors[f"{embedding}A"].shape == (8, 40)
     assert _config(tmp_path / "out")["lora_bias"] is True
+
+
+def test_a_bias_of_b_that_is_saved_as_a_row_is_summed_too(tmp_path: Path) -> None:
+    name = f"base_model.model.{HF_QUERY}.lora_B.bias"
+    for number, shape in enumerate(((HIDDEN,), (1, HIDDEN))):
+        arrays = peft(factors([QUERY], number)) | {name: np.full(shape, 1.0 + number, np.float32)}
+        write_peft(tmp_path / str(number), arrays, lora_bias=True, target_modules=["q_proj"])
+    combine(tmp_path / "0", tmp_path / "1", scaling=1, output=tmp_path / "out")
+    np.testing.assert_array_equal(read(tmp_path / "out")[name], np.full(HIDDEN, 3.0))
+    combine(tmp_path / "1", tmp_path / "0", scaling=1, output=tmp_path / "row")
+    np.testing.assert_array_equal(read(tmp_path / "row")[name], np.full((1, HIDDEN), 3.0))
 
 
 def test_what_one_adapter_saves_whole_goes_along(tmp_path: Path) -> None:
@@ -401,6 +413,21 @@ def test_a_verification_without_the_merged_model_fails_before_the_work(tmp_path:
     with pytest.raises(InputMissingError):
         verify(base, adapter, merged=tmp_path / "missing.ckpt", alpha=8, resize_rank=2, progress=heard)
     assert _combined_nothing(heard)
+
+
+@pytest.mark.parametrize("is_merge", [False, True], ids=["combine", "merge"])
+def test_the_temporary_folder_of_a_killed_run_goes_though_its_output_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_merge: bool
+) -> None:
+    left = tmp_path / "tmp" / "pet-surgery-killed"
+    left.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(left.parent))
+    base = [write(tmp_path / "base.ckpt", BASE)] if is_merge else []
+    adapter = write(tmp_path / "a.ckpt", mindpet(factors([QUERY], 1)))
+    (tmp_path / "out.ckpt").write_bytes(b"")
+    with pytest.raises(OutputExistsError):
+        (merge if is_merge else combine)(*base, adapter, alpha=8, resize_rank=2, output=tmp_path / "out.ckpt")
+    assert not left.exists()
 
 
 def test_adapters_of_different_bases_are_refused_before_the_work(tmp_path: Path) -> None:

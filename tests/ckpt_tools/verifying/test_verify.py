@@ -23,6 +23,9 @@ from merge_cases import (
 )
 
 from ckpt_tools import merge, verify
+from ckpt_tools.tensors.dtypes import BY_NAME
+from ckpt_tools.tensors.views import Constant
+from ckpt_tools.verifying.matching import Expected, match
 from surgery.errors import MismatchError, UsageError, VerificationError
 
 WQ = "model.layers.0.attention.wq.weight"
@@ -244,3 +247,13 @@ def test_threads_change_nothing() -> None:
     one, two = (verify("base.ckpt", "lora.ckpt", merged="merged.ckpt", alpha=8, threads=n) for n in (1, 2))
     assert one.weights == two.weights
     assert one.weights[0].adapters[0].rank == RANK
+
+
+def test_near_names_are_looked_for_of_the_first_missing_tensors_alone() -> None:
+    dtype = BY_NAME["fp32"]
+    tensors = {f"model.layers.{i}.weight": Constant(np.zeros(1, np.float32), dtype) for i in range(50)}
+    expected = [Expected(name, name, tensor) for name, tensor in tensors.items()]
+    _, _, offenders = match(expected, {f"{name}s": one for name, one in tensors.items()}, tensors, dtype=None)
+    missing = [one for one in offenders if one.found == "no such tensor"]
+    assert len(missing) == 50
+    assert [bool(one.remedy) for one in missing] == [True] * 20 + [False] * 30
