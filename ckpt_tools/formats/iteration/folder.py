@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_tools.formats.ckpt_values import quote_name
-from ckpt_tools.formats.folder import WEIGHT_SUFFIXES, Listing, list_folder, locate
+from ckpt_tools.formats.folder import WEIGHT_SUFFIXES, Listing, is_folder, list_folder, locate
 from ckpt_tools.tensors.sources import open_source, read_exactly
 from surgery.errors import CorruptInputError, InputMissingError, PetSurgeryError, Problem
 
@@ -89,7 +89,7 @@ def iteration_number(folder: Path) -> int | None:
 
 def is_iteration(path: str | os.PathLike[str]) -> bool:
     """Whether a path is an iteration's folder or the parent of iterations, by names and a little of metadata.json."""
-    if not Path(path).is_dir():
+    if not is_folder(path):
         return False
     try:
         listing = list_folder(path)
