@@ -6,17 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ckpt_tools.fingerprint import TARGETS_VERSION, fingerprint_of_targets
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.merging.adapters import ScaleOption, find_configuration
 from ckpt_tools.splitting.adapter_output import AdapterLayout
 from ckpt_tools.tensors.lazy import LazyTensor
-from surgery.adapter_facts import AdaptedLayer, AdapterFacts
+from surgery.adapter_facts import METADATA_FINGERPRINT, AdaptedLayer, AdapterFacts
 from surgery.config import LoraConfig
 from surgery.errors import MismatchError, Problem
 from surgery.grouping import LoraPair, group_lora
 from surgery.naming import ParameterName, Role, classify
 
-__all__ = ["Scales", "find_scales", "lora_facts", "pairs_of"]
+__all__ = ["A_ROLES", "Scales", "base_fingerprint", "find_scales", "lora_facts", "pairs_of"]
+
+A_ROLES = frozenset({Role.LORA_A, Role.EMBEDDING_A, Role.EXPERT_A})
+"""LoRA's A of linear layers, embeddings and experts: one for each pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ def find_scales(source: Checkpoint, alpha: float | None, config: Path | None) ->
 
     Args:
         source: The checkpoint, in whose metadata, beside which, and up to three folders above, one is looked for.
-        alpha: What the user gave.
+        alpha: What the user gave; what else the configuration says (rsLoRA, modules that were saved whole) holds on.
         config: The file that the user gave.
 
     Raises:
@@ -55,8 +59,6 @@ def find_scales(source: Checkpoint, alpha: float | None, config: Path | None) ->
         CorruptInputError: A configuration breaks its format.
         MismatchError: A configuration is of another method, or not known.
     """
-    if alpha is not None and config is None:
-        return Scales(alpha, None)
     found, looked_at = find_configuration(source, ScaleOption(config=config))
     return Scales(alpha, found, looked_at)
 
@@ -72,6 +74,30 @@ def pairs_of(delta: Sequence[ParameterName], tensors: Mapping[str, LazyTensor]) 
     if group.problems:
         raise MismatchError(group.problems)
     return group.pairs
+
+
+def base_fingerprint(pairs: Sequence[LoraPair], source: Checkpoint, scales: Scales) -> str:
+    """The fingerprint of the weights that a delta's pairs belong to; empty where it is not known.
+
+    It is that of the weights in the checkpoint. An adapter alone has them not, and may carry the fingerprint that was
+    made when they were at hand: it holds for all of its layers together, so only where the delta has them all. Other
+    names and types of A and B do not change it.
+
+    Args:
+        pairs: A and B of each layer of the delta.
+        source: The checkpoint, which may carry a fingerprint in its metadata.
+        scales: The configuration, which may carry one too.
+    """
+    found = fingerprint_of_targets(pairs, source.tensors)
+    if found or not pairs:
+        return found
+    said = source.metadata.get(METADATA_FINGERPRINT, "")
+    if not said and scales.config is not None:
+        said = scales.config.base_fingerprint
+    # That of a whole base is none of a delta's weights.
+    is_of_targets = said.startswith(TARGETS_VERSION)
+    has_all = {name for name in source.tensors if classify(name).role in A_ROLES} == {pair.a for pair in pairs}
+    return said if is_of_targets and has_all else ""
 
 
 def lora_facts(

@@ -18,7 +18,7 @@ from ckpt_tools.sizes import parse_size
 from ckpt_tools.splitting.adapter_output import AdapterOptions
 from ckpt_tools.splitting.draft import Draft
 from ckpt_tools.splitting.extracting import ExtractionOptions, extract_delta
-from ckpt_tools.splitting.facts import Scales, find_scales
+from ckpt_tools.splitting.facts import A_ROLES, Scales, find_scales
 from ckpt_tools.splitting.selection import Choice, select
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.writing.beside import check_beside
@@ -81,7 +81,8 @@ def split(
             names show.
         include: Globs (`fnmatch`) of parameters that are part of the delta besides: weights that were trained whole.
         exclude: Globs of parameters that are not.
-        alpha: LoRA's alpha, for the configuration. By default it is read from the configuration beside the source.
+        alpha: LoRA's alpha, for the configuration. By default it is that of the configuration beside the source, whose
+            other facts (rsLoRA, modules that were saved whole) hold in either case.
         config: A run's YAML or an adapter's configuration, instead of the one beside the source.
         format: `keep`, `ckpt`, `safetensors`; `peft`: a folder that PEFT and vLLM load; `mindformers`: names of MindPet
             and MindFormers; `slora`: a folder for MindFormers' SLoRA.
@@ -252,7 +253,7 @@ def _open(
 def _scales(source: Checkpoint, alpha: float | None, config: PathLike | None) -> Scales:
     if alpha is not None and config is not None:
         raise UsageError(Problem("--alpha and --config", "both", "one of the two"))
-    if not any(classify(name).role in (Role.LORA_A, Role.EMBEDDING_A, Role.EXPERT_A) for name in source.tensors):
+    if not any(classify(name).role in A_ROLES for name in source.tensors):
         return Scales(None, None)
     return find_scales(source, alpha, None if config is None else Path(config))
 
