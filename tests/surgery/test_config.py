@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 
 import pytest
 
-from surgery.config import LoraConfig
+from surgery.config import LAYER_PATTERN, LoraConfig
 from surgery.errors import MismatchError
 
 LAYER = "model.layers.1.self_attn.q_proj"
@@ -45,6 +47,16 @@ def test_a_pattern_matches_from_a_dot_on_to_the_end(pattern: str, matches: bool)
     assert config.rank_of(LAYER) == (2 if matches else 8)
     assert config.alpha_of(LAYER) == (64 if matches else 16)
     assert config.scaling(LAYER) == (32 if matches else 2)
+
+
+def test_a_plain_pattern_matches_what_its_regular_expression_does() -> None:
+    patterns = ["".join(signs) for count in (1, 2, 3) for signs in itertools.product("a.-", repeat=count)]
+    layers = ["".join(signs) for count in (1, 2, 3, 4) for signs in itertools.product("a.x\n", repeat=count)]
+    for pattern in patterns:
+        config = LoraConfig("c", alpha_pattern={pattern: 64.0})
+        expression = re.compile(LAYER_PATTERN.replace("{}", pattern))
+        for layer in layers:
+            assert (config.alpha_of(layer) is not None) == bool(expression.match(layer)), (pattern, layer)
 
 
 def test_the_first_pattern_that_matches_counts() -> None:
