@@ -21,7 +21,7 @@ from ckpt_tools.tensors.dtypes import BY_NAME, DType
 from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored, files_of
 from ckpt_tools.tensors.sources import check_unchanged, open_source
 from ckpt_tools.writing.scratch import scratch_folder
-from surgery.errors import MismatchError, Problem
+from surgery.errors import MismatchError, NonFiniteError, Problem
 from surgery.extraction import LowRank, extract_low_rank, rounding_edge
 from surgery.lowrank import lora_delta
 from surgery.naming import Role, classify
@@ -95,6 +95,7 @@ def extract_delta(tuned: Opened, base: Opened, options: ExtractionOptions, progr
 
     Raises:
         MismatchError: The two are not one network, or nothing changed; all problems at once.
+        NonFiniteError: What changed of a matrix is not finite.
     """
     names = _common_names(tuned, base, options.exclude)
     family = "peft" if naming_of(names) == "huggingface" else "mindpet"
@@ -202,11 +203,20 @@ def _kind(name: str, tensor: LazyTensor, embeddings: str, family: str) -> str:
 def _extract_one(
     name: str, tuned: LazyTensor, base: LazyTensor, options: ExtractionOptions, result: Extracted
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """A and B of a matrix; None where it did not change."""
+    """A and B of a matrix; None where it did not change.
+
+    Raises:
+        NonFiniteError: What changed of it is not finite.
+    """
     after, before = tuned.read_all(), base.read_all()
-    delta = np.array(widen(after), np.float32)
-    edge = rounding_edge(delta, _DIGITS[tuned.dtype.name])
-    delta -= widen(before)
+    with np.errstate(over="ignore", invalid="ignore"):
+        delta = np.array(widen(after), np.float32)
+        edge = rounding_edge(delta, _DIGITS[tuned.dtype.name])
+        delta -= widen(before)
+    if not np.isfinite(delta).all():
+        what = "NaN, Inf or a change beyond the range of float32"
+        remedy = "The training diverged: take an earlier checkpoint, or leave it out with --exclude"
+        raise NonFiniteError(Problem(name, what, "finite values in both", remedy))
     if not delta.any():
         return None
     found = extract_low_rank(delta, rank=options.rank, energy=options.energy, edge=edge, seed=options.seed)

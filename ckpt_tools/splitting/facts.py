@@ -6,21 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckpt_tools.fingerprint import TARGETS_VERSION, fingerprint_of_targets
+from ckpt_tools.fingerprint import fingerprint_of_targets
 from ckpt_tools.formats import Checkpoint
-from ckpt_tools.merging.adapters import ScaleOption, find_configuration
+from ckpt_tools.merging.adapters import ScaleOption, carried_fingerprint, find_configuration
 from ckpt_tools.splitting.adapter_output import AdapterLayout
 from ckpt_tools.tensors.lazy import LazyTensor
-from surgery.adapter_facts import METADATA_FINGERPRINT, AdaptedLayer, AdapterFacts
+from surgery.adapter_facts import AdaptedLayer, AdapterFacts
 from surgery.config import LoraConfig
 from surgery.errors import MismatchError, Problem
 from surgery.grouping import LoraPair, group_lora
 from surgery.naming import ParameterName, Role, classify
 
-__all__ = ["A_ROLES", "Scales", "base_fingerprint", "find_scales", "lora_facts", "pairs_of"]
-
-A_ROLES = frozenset({Role.LORA_A, Role.EMBEDDING_A, Role.EXPERT_A})
-"""LoRA's A of linear layers, embeddings and experts: one for each pair."""
+__all__ = ["Scales", "base_fingerprint", "find_scales", "lora_facts", "pairs_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +77,7 @@ def base_fingerprint(pairs: Sequence[LoraPair], source: Checkpoint, scales: Scal
     """The fingerprint of the weights that a delta's pairs belong to; empty where it is not known.
 
     It is that of the weights in the checkpoint. An adapter alone has them not, and may carry the fingerprint that was
-    made when they were at hand: it holds for all of its layers together, so only where the delta has them all. Other
-    names and types of A and B do not change it.
+    made when they were at hand.
 
     Args:
         pairs: A and B of each layer of the delta.
@@ -89,15 +85,7 @@ def base_fingerprint(pairs: Sequence[LoraPair], source: Checkpoint, scales: Scal
         scales: The configuration, which may carry one too.
     """
     found = fingerprint_of_targets(pairs, source.tensors)
-    if found or not pairs:
-        return found
-    said = source.metadata.get(METADATA_FINGERPRINT, "")
-    if not said and scales.config is not None:
-        said = scales.config.base_fingerprint
-    # That of a whole base is none of a delta's weights.
-    is_of_targets = said.startswith(TARGETS_VERSION)
-    has_all = {name for name in source.tensors if classify(name).role in A_ROLES} == {pair.a for pair in pairs}
-    return said if is_of_targets and has_all else ""
+    return found or (carried_fingerprint(source, scales.config, pairs) if pairs else "")
 
 
 def lora_facts(

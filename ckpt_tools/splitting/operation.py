@@ -12,13 +12,14 @@ from pathlib import Path
 from ckpt_tools.distributed import Opened, compare_unlisted, open_whole, sample_replicas
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.layout import read_strategy
+from ckpt_tools.merging.adapters import A_ROLES
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import SplitReport
 from ckpt_tools.sizes import parse_size
 from ckpt_tools.splitting.adapter_output import AdapterOptions
 from ckpt_tools.splitting.draft import Draft
 from ckpt_tools.splitting.extracting import ExtractionOptions, extract_delta
-from ckpt_tools.splitting.facts import A_ROLES, Scales, find_scales
+from ckpt_tools.splitting.facts import Scales, find_scales
 from ckpt_tools.splitting.selection import Choice, select
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.writing.beside import check_beside
@@ -113,7 +114,7 @@ def split(
         InputMissingError: An input is not there.
         CorruptInputError: An input breaks its format.
         MismatchError: There is no delta, it does not fit together, or alpha is needed and unknown.
-        NonFiniteError: A value is beyond the range of `dtype`.
+        NonFiniteError: A value is beyond the range of `dtype`, or a LoRA is to be extracted of NaN or Inf.
         ResourceError: No room, no memory, an I/O error.
         OutputExistsError: An output exists and `force` is not set.
     """
