@@ -30,6 +30,7 @@ __all__ = [
     "TRACKER_FILE",
     "WeightsFileName",
     "find_iteration",
+    "has_metadata",
     "is_iteration",
     "iteration_folder_name",
     "iteration_number",
@@ -147,12 +148,22 @@ def _is_parent(listing: Listing) -> bool:
     return TRACKER_FILE in listing.files or bool(_iterations(listing) and not listing.with_suffix(*WEIGHT_SUFFIXES))
 
 
+def has_metadata(listing: Listing) -> bool:
+    """Whether a folder's `metadata.json` is that of an iteration, by its first MiB.
+
+    Raises:
+        CorruptInputError: It is a link out of the folder, or no regular file.
+    """
+    if METADATA_FILE not in listing.files:
+        return False
+    source = open_source(locate(listing.root, METADATA_FILE, "its folder"))
+    head = read_exactly(source, 0, min(source.size, _METADATA_HEAD_BYTES))
+    return b'"state_dict_metadata"' in head or b'"storage_data"' in head
+
+
 def _is_iteration_folder(listing: Listing) -> bool:
-    if METADATA_FILE in listing.files:
-        source = open_source(locate(listing.root, METADATA_FILE, "its folder"))
-        head = read_exactly(source, 0, min(source.size, _METADATA_HEAD_BYTES))
-        if b'"state_dict_metadata"' in head or b'"storage_data"' in head:
-            return True
+    if has_metadata(listing):
+        return True
     has_weights = any(WeightsFileName.parse(name) for name in listing.files)
     return has_weights and (COMMON_FILE in listing.files or _ITERATION.fullmatch(listing.root.name) is not None)
 
