@@ -26,11 +26,12 @@ from ckpt_tools.writing.beside import check_beside
 from ckpt_tools.writing.claims import sweep_published
 from ckpt_tools.writing.destination import check_destination, check_room, destination
 from ckpt_tools.writing.digests import digest_tensors
+from ckpt_tools.writing.finite import refuse_overflow
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import Budget, make_budget
 from ckpt_tools.writing.plan import Plan, with_manifest
 from ckpt_tools.writing.write import Outcome, execute
-from surgery.errors import MismatchError, NonFiniteError, PetSurgeryError, Problem, UsageError
+from surgery.errors import MismatchError, PetSurgeryError, Problem, UsageError
 from surgery.naming import Role, classify
 
 __all__ = ["split"]
@@ -145,7 +146,7 @@ def split(
         check_room(plans[0].output, report.bytes_written, report.free_disk_bytes)
 
         def approve(outcome: Outcome) -> None:
-            _refuse_overflow(outcome, dtype)
+            refuse_overflow(outcome, dtype, "Choose another --dtype")
 
         if not dry_run:
             resumed: list[str] = []
@@ -291,15 +292,3 @@ def _is_left_over(plans: Sequence[Plan], budget: Budget, progress: Progress) -> 
         return False
     known = adapter.with_identity().manifest
     return known is not None and found.plan == f"sha256:{known.plan}" and found.digests == digests
-
-
-def _refuse_overflow(outcome: Outcome, dtype: str) -> None:
-    problems = [
-        Problem(
-            name, f"{over} elements beyond the range of {dtype}", "values that it can hold", "Choose another --dtype"
-        )
-        for name, measured in outcome.statistics.items()
-        if (over := measured.nonfinite_output - measured.nonfinite_input) > 0
-    ]
-    if problems:
-        raise NonFiniteError(problems)

@@ -7,18 +7,20 @@ from surgery.errors import NonFiniteError, Problem
 
 __all__ = ["refuse_overflow"]
 
+_REMEDY = "Choose another --dtype, or accept it with --allow-nonfinite"
 
-def refuse_overflow(outcome: Outcome, dtype: str) -> None:
+
+def refuse_overflow(outcome: Outcome, dtype: str, remedy: str = _REMEDY) -> None:
     """Call an output off in which casting made finite numbers infinite.
 
     Args:
         outcome: What was measured.
         dtype: The type that the user asked for.
+        remedy: What the user can do.
 
     Raises:
         NonFiniteError: It has such numbers.
     """
-    remedy = "Choose another --dtype, or accept it with --allow-nonfinite"
     problems = [
         Problem(name, f"{over} elements beyond the range of {dtype}", "values that it can hold", remedy)
         for name, measured in outcome.statistics.items()

@@ -28,7 +28,7 @@ from ckpt_tools.formats.ckpt_values import quote_name
 from ckpt_tools.formats.iteration.grid import DeviceLayout
 from ckpt_tools.formats.strict_json import parse_json
 from ckpt_tools.tensors.dtypes import BY_MINDSPORE_NAME, DType
-from ckpt_tools.tensors.sources import open_source, read_exactly
+from ckpt_tools.tensors.sources import Source, open_source, read_exactly
 from surgery.errors import CorruptInputError, Problem
 
 __all__ = ["ChunkKey", "Holder", "IterationMetadata", "TensorMetadata", "parse_chunk_key", "read_iteration_metadata"]
@@ -87,14 +87,19 @@ class IterationMetadata:
     """A parsed `metadata.json`.
 
     Attributes:
-        path: The file.
+        source: The file that was parsed.
         tensors: What it says of each tensor, in its order.
         holders: The files that hold each chunk, in its order.
     """
 
-    path: Path
+    source: Source
     tensors: Mapping[str, TensorMetadata]
     holders: Mapping[ChunkKey, tuple[Holder, ...]]
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(self.source.path)
 
 
 def read_iteration_metadata(path: Path) -> IterationMetadata:
@@ -125,7 +130,7 @@ def read_iteration_metadata(path: Path) -> IterationMetadata:
         if len(problems) > _MAX_PROBLEMS:
             problems[_MAX_PROBLEMS:] = [Problem("further", f"{len(problems) - _MAX_PROBLEMS} problems of this kind")]
         raise CorruptInputError(problems)
-    return IterationMetadata(path, parsed, holders)
+    return IterationMetadata(source, parsed, holders)
 
 
 def parse_chunk_key(text: str) -> ChunkKey | None:

@@ -71,7 +71,7 @@ def read_iteration(path: str | os.PathLike[str], number: int | None = None) -> I
         warnings.append(f"{folder / METADATA_FILE}: {len(unlisted)} tensors of the files are not in it, such as {some}")
     sources = [source for file in files.values() for source in file.sources] + common_sources
     if metadata is not None:
-        sources.append(open_source(metadata.path))
+        sources.append(metadata.source)
     return Iteration(
         path=folder,
         number=iteration_number(folder),
