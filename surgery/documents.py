@@ -13,8 +13,9 @@ from surgery.errors import CorruptInputError, InputMissingError, Problem
 
 __all__ = ["read_json", "read_yaml"]
 
-# An adapter's configuration is 2 KB, and a run YAML some 10 KB; PyYAML needs up to 12 seconds for a megabyte.
-_MAX_JSON_BYTES = 4 * 1024 * 1024
+# An adapter's configuration is 2 KB, and a run YAML some 10 KB; PyYAML needs up to 12 seconds for a megabyte. In JSON
+# each of the 70,000 matrices of a model of 10^12 parameters may have a rank and an alpha of its own, or another name.
+_MAX_JSON_BYTES = 32 * 1024 * 1024
 _MAX_YAML_BYTES = 512 * 1024
 _MAX_NODES = 1_000_000
 _MAX_DIGITS = 1000
@@ -102,8 +103,8 @@ def _read_text(path: str | os.PathLike[str], max_bytes: int) -> str:
         if not stat.S_ISREG(info.st_mode):
             raise CorruptInputError(Problem(str(path), "no regular file", "a configuration file"))
         if info.st_size > max_bytes:
-            found = f"{info.st_size} bytes"
-            raise CorruptInputError(Problem(str(path), found, f"a configuration of at most {max_bytes} bytes"))
+            found = f"{info.st_size:,} bytes"
+            raise CorruptInputError(Problem(str(path), found, f"a configuration of at most {max_bytes:,} bytes"))
         return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputMissingError(

@@ -99,9 +99,9 @@ def open_whole(
             found, expected = "an iteration of Checkpoint 2.0, and a strategy", "the iteration alone"
             raise UsageError(Problem(str(source), found, expected, f"Leave {option} out: it says itself how it is cut"))
         return _open_iteration(source, step, replicated, may_leave_out)
-    if strategy is not None and source.exists():
+    if strategy is not None and _is_there(source):
         raise UsageError(_without_ranks(source, option))
-    if step is not None and source.exists():
+    if step is not None and _is_there(source):
         raise UsageError(Problem("--step", step, "folders of ranks as the source", "Leave it out"))
     base = open_checkpoint(source)
     if base.metadata.get("remove_redundancy", "").lower() == "true":
@@ -112,6 +112,13 @@ def open_whole(
         base = replace(base, warnings=(*base.warnings, warning))
     parts = {name: (1,) * len(tensor.shape) for name, tensor in base.tensors.items()}
     return Opened(base, Gathered(base.tensors, parts))
+
+
+def _is_there(source: Path) -> bool:
+    try:
+        return source.exists()
+    except OSError:  # `open_checkpoint` says why
+        return False
 
 
 def _without_ranks(source: Path, option: str) -> Problem:

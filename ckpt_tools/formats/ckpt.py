@@ -72,7 +72,7 @@ def read_ckpt(path: str | os.PathLike[str]) -> Checkpoint:
     """
     source = open_source(path)
     head = bytes(read_exactly(source, 0, min(64, source.size)))
-    _refuse_head(source, head)
+    _refuse_head(path, head)
     problems = ValueProblems()
     assembly = TensorAssembly(source, problems)
     crc: dict[Source, int] = {}
@@ -155,16 +155,17 @@ def _compare_crc(source: Source, crc: int, expected: int) -> None:
         raise CorruptInputError(Problem(source.path, f"CRC-32 {crc:08x}", f"{expected:08x} as its end states", remedy))
 
 
-def _refuse_head(source: Source, head: bytes) -> None:
+def _refuse_head(path: str | os.PathLike[str], head: bytes) -> None:
     if not head:
-        raise CorruptInputError(Problem(source.path, "an empty file", "a checkpoint", "Copy it again"))
+        raise CorruptInputError(Problem(str(path), "an empty file", "a checkpoint", "Copy it again"))
     if head[1:4] == _CIPHER_MAGIC:
         cipher = {0xD8: "AES-GCM", 0xD9: "AES-CBC", 0xDA: "SM4-CBC"}.get(head[0], "an unknown cipher")
         remedy = (
-            "Decrypt it with MindSpore: mindspore.load_checkpoint(file, dec_key=..., dec_mode=...), then "
-            "mindspore.save_checkpoint without enc_key"
+            "Decrypt it where MindSpore is installed: mindspore.save_checkpoint(mindspore.load_checkpoint("
+            "FILE, dec_key=KEY, dec_mode=MODE), 'plain.ckpt')"
         )
-        raise EncryptedInputError(Problem(source.path, f"an encrypted file ({cipher})", "a plain .ckpt", remedy))
+        found = f"one that MindSpore encrypted ({cipher})"
+        raise EncryptedInputError(Problem(str(path), found, "a plain .ckpt", remedy))
 
 
 def _unknown(source: Source, head: bytes) -> UnknownFormatError:

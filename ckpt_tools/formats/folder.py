@@ -24,6 +24,7 @@ __all__ = [
     "WEIGHT_SUFFIXES",
     "Listing",
     "companions_of",
+    "is_folder",
     "list_folder",
     "locate",
     "natural_key",
@@ -65,6 +66,14 @@ def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     # By the count of digits and the digits: an index may name a file with more of them than Python makes a number of.
     pieces = re.split(r"0*([0-9]+)", name)
     return [(len(piece), piece) if place % 2 else (-1, piece) for place, piece in enumerate(pieces)], name
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder; not where that cannot be found out, of which whoever opens it says why."""
+    try:
+        return Path(path).is_dir()
+    except OSError:  # a name that is too long, a folder above it that may not be searched
+        return False
 
 
 def list_folder(path: str | os.PathLike[str]) -> Listing:

@@ -77,7 +77,8 @@ def _read(root: Path, name: str) -> Index | None:
     path = locate(root, name, "its folder")
     source = open_source(path)
     if source.size > MAX_JSON_BYTES:
-        raise CorruptInputError(Problem(str(path), f"{source.size} bytes", f"an index of at most {MAX_JSON_BYTES}"))
+        found, expected = f"{source.size:,} bytes", f"an index of at most {MAX_JSON_BYTES:,}"
+        raise CorruptInputError(Problem(str(path), found, expected))
     document = parse_json(read_exactly(source, 0, source.size), str(path))
     if not isinstance(document, dict):
         raise CorruptInputError(Problem(str(path), "no JSON object", "one with a weight_map"))
@@ -116,5 +117,6 @@ def _check_weight_map(value: object, path: Path) -> dict[str, str]:
             raise CorruptInputError(
                 Problem(f"{path}, weight_map, {quote_name(name)}", "no string", "the name of a file")
             )
-    # `./a` and `a` are one file.
-    return {name: str(PurePosixPath(file)) if file else file for name, file in value.items()}
+    # `./a` and `a` are one file; and a file's name is one string, however many tensors it holds.
+    files = {file: str(PurePosixPath(file)) if file else file for file in value.values()}
+    return {name: files[file] for name, file in value.items()}

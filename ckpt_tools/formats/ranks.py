@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckpt_tools.formats.folder import WEIGHT_SUFFIXES, is_folder, list_folder
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.formats.recognise import read_file
 from surgery.errors import InputMissingError, MismatchError, PetSurgeryError, Problem, UsageError
 
 __all__ = ["RankFolder", "is_rank_folder", "rank_numbers", "rank_steps", "read_rank_folder"]
 
-_RANK = re.compile(r"rank_(0|[1-9]\d*)")
-_STEP = re.compile(r"-(\d+)_(\d+)$")
-_RANK_IN_NAME = re.compile(r"(?:^|_)rank_(\d+)(?=\D|$)")
-_WEIGHTS = (".ckpt", ".safetensors")
+_RANK = re.compile(r"rank_(0|[1-9][0-9]*)")
+_STEP = re.compile(r"-([0-9]+)_([0-9]+)$")
+_RANK_IN_NAME = re.compile(r"(?:^|_)rank_([0-9]+)(?=[^0-9]|$)")
 _MAX_LISTED = 5
 
 Step = tuple[int, int]
@@ -39,14 +41,19 @@ class RankFolder:
 
 def is_rank_folder(path: Path) -> bool:
     """Whether a folder holds `rank_N/` folders."""
-    return path.is_dir() and bool(rank_numbers(path))
+    try:
+        return is_folder(path) and bool(rank_numbers(path))
+    except PetSurgeryError:  # it may not be looked into: whoever opens it says so
+        return False
 
 
 def rank_numbers(path: Path) -> list[int]:
-    """The numbers of the `rank_N/` folders in a folder, in no order."""
-    with os.scandir(path) as entries:
-        matches = [(_RANK.fullmatch(entry.name), entry) for entry in entries]
-        return [int(match[1]) for match, entry in matches if match and entry.is_dir()]
+    """The numbers of the `rank_N/` folders in a folder, from the lowest on.
+
+    Raises:
+        InputMissingError: It is not there, or may not be read.
+    """
+    return sorted(int(match[1]) for name in list_folder(path).folders if (match := _RANK.fullmatch(name)))
 
 
 def read_rank_folder(path: str | os.PathLike[str], step: str | None = None) -> RankFolder:
@@ -63,16 +70,13 @@ def read_rank_folder(path: str | os.PathLike[str], step: str | None = None) -> R
         MismatchError: A rank is missing, the ranks' latest steps differ, or a rank has several files to choose from.
     """
     path = Path(path)
-    numbers = sorted(rank_numbers(path))
+    numbers = rank_numbers(path)
     if not numbers:
         raise InputMissingError(
             Problem(str(path), "no rank_N folder", "rank_0, rank_1, ...", "Pass their parent folder")
         )
-    missing = sorted(set(range(numbers[-1] + 1)) - set(numbers))
-    if missing:
-        names = ", ".join(f"rank_{number}" for number in missing[:_MAX_LISTED])
-        more = f" and {len(missing) - _MAX_LISTED} more" if len(missing) > _MAX_LISTED else ""
-        raise MismatchError(Problem(str(path), f"no {names}{more}", f"all of rank_0 to rank_{numbers[-1]}"))
+    if len(numbers) <= numbers[-1]:
+        raise MismatchError(Problem(str(path), _lacking(numbers), f"all of rank_0 to rank_{numbers[-1]}"))
     wanted = _parse_step(step) if step is not None else None
     files = [_files_by_step(path / f"rank_{number}") for number in numbers]
     chosen = _choose(path, files, wanted)
@@ -82,26 +86,36 @@ def read_rank_folder(path: str | os.PathLike[str], step: str | None = None) -> R
 
 def rank_steps(path: Path) -> tuple[list[str], bool]:
     """The steps that all ranks have, from the earliest on, and whether the latest of each rank is the same one."""
-    files = [_files_by_step(path / f"rank_{number}") for number in sorted(rank_numbers(path))]
+    files = [_files_by_step(path / f"rank_{number}") for number in rank_numbers(path)]
     common = set.intersection(*(set(by_step) for by_step in files)) if files else set()
     latest = {max(by_step, key=lambda step: step or (-1, -1)) for by_step in files if by_step}
     return ["_".join(map(str, step)) for step in sorted(step for step in common if step)], len(latest) <= 1
 
 
 def _parse_step(step: str) -> Step:
-    match = re.fullmatch(r"(\d+)_(\d+)", step)
+    match = re.fullmatch(r"([0-9]+)_([0-9]+)", step)
     if not match:
         raise UsageError(Problem("--step", repr(step), "EPOCH_STEP, as in the files' names: 9_1"))
     return int(match[1]), int(match[2])
 
 
+def _lacking(numbers: Sequence[int]) -> str:
+    """The first ranks that are not there, without counting up to the last one: a folder's name may put it anywhere."""
+    present = set(numbers)
+    absent = (number for number in range(numbers[-1]) if number not in present)
+    names = ", ".join(f"rank_{number}" for number in itertools.islice(absent, _MAX_LISTED))
+    more = numbers[-1] + 1 - len(numbers) - _MAX_LISTED
+    return f"no {names}" + (f" and {more} more" if more > 0 else "")
+
+
 def _files_by_step(folder: Path) -> dict[Step | None, list[Path]]:
     found: dict[Step | None, list[Path]] = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.suffix.lower() not in _WEIGHTS or entry.name.startswith(".") or not entry.is_file():
+    for name in list_folder(folder).with_suffix(*WEIGHT_SUFFIXES):
+        file = folder / name
+        if not file.is_file():
             continue
-        match = _STEP.search(entry.stem)
-        found.setdefault((int(match[1]), int(match[2])) if match else None, []).append(entry)
+        match = _STEP.search(file.stem)
+        found.setdefault((int(match[1]), int(match[2])) if match else None, []).append(file)
     return found
 
 
@@ -155,9 +169,10 @@ def _only(folder: Path, files: list[Path]) -> Path:
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:_MAX_LISTED])
         raise MismatchError(Problem(str(folder), f"{len(files)} files: {names}", "one file", "Move the others away"))
-    said = _RANK_IN_NAME.search(files[0].stem)
-    if said and f"rank_{said[1]}" != folder.name:
-        raise MismatchError(Problem(str(files[0]), f"the file of rank {said[1]}", f"one of {folder.name}"))
+    # The last one: what the user put before it may name LoRA's rank.
+    said = _RANK_IN_NAME.findall(files[0].stem)[-1:]
+    if said and f"rank_{said[0]}" != folder.name:
+        raise MismatchError(Problem(str(files[0]), f"the file of rank {said[0]}", f"one of {folder.name}"))
     return files[0]
 
 

@@ -10,7 +10,7 @@ from ckpt_tools.formats.ckpt import looks_like_ckpt, read_ckpt
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.formats.safetensors import LENGTH_BYTES, MAX_HEADER_BYTES, read_safetensors
 from ckpt_tools.tensors.sources import open_source, read_exactly
-from surgery.errors import CorruptInputError, EncryptedInputError, Problem, UnknownFormatError
+from surgery.errors import CorruptInputError, Problem, UnknownFormatError
 
 __all__ = ["PICKLE_REMEDY", "read_file"]
 
@@ -38,9 +38,6 @@ _FOREIGN = (
 )
 _MARKUP = (b"<!doctype", b"<html", b"<?xml", b"<head")
 
-# Each block of an encrypted .ckpt begins with a number for its cipher: AES-GCM, AES-CBC, SM4-CBC and room for more.
-_CIPHER_MAGICS = range(0x7F3A5ED8, 0x7F3A5EE0)
-
 
 def read_file(path: str | os.PathLike[str]) -> Checkpoint:
     """Read the headers of a single `.ckpt` or safetensors file, whatever its name is.
@@ -57,7 +54,6 @@ def read_file(path: str | os.PathLike[str]) -> Checkpoint:
         raise CorruptInputError(Problem(str(path), "an empty file", _EXPECTED, "Copy or save it again"))
     if _looks_like_safetensors(head):
         return read_safetensors(path)
-    _refuse_encrypted(head, path)
     # Before texts: the first value of a .ckpt may well be 123 bytes long, and the file then begins with "\n{".
     if looks_like_ckpt(head):
         return read_ckpt(path)
@@ -78,18 +74,6 @@ def _looks_like_safetensors(head: bytes) -> bool:
         return False
     (length,) = struct.unpack_from("<Q", head)
     return bool(length <= MAX_HEADER_BYTES)
-
-
-def _refuse_encrypted(head: bytes, path: str | os.PathLike[str]) -> None:
-    if len(head) >= 4 and struct.unpack_from("<I", head)[0] in _CIPHER_MAGICS:
-        raise EncryptedInputError(
-            Problem(
-                str(path),
-                "a .ckpt that MindSpore encrypted",
-                remedy="Decrypt it where MindSpore is installed: mindspore.save_checkpoint(mindspore.load_checkpoint("
-                "FILE, dec_key=KEY, dec_mode=MODE), 'plain.ckpt')",
-            )
-        )
 
 
 def _name_foreign(head: bytes) -> tuple[str, str] | None:

@@ -26,11 +26,11 @@ from ckpt_tools.formats.folder import (
     natural_key,
 )
 from ckpt_tools.formats.index import NAME_MAP, Index, find_index, read_index
+from ckpt_tools.formats.iteration.folder import TRACKER_FILE, has_metadata
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.formats.recognise import PICKLE_REMEDY, read_file
 from ckpt_tools.formats.sharding import index_json, index_name, plan_shards, weights_name
 from ckpt_tools.tensors.lazy import LazyTensor
-from ckpt_tools.tensors.sources import open_source, read_exactly
 from surgery.errors import CorruptInputError, InputMissingError, Problem, UnknownFormatError
 
 __all__ = ["index_json", "index_name", "plan_shards", "read_folder", "weights_name"]
@@ -39,9 +39,6 @@ _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _HYPER_PARAMETERS = "hyper_param.safetensors"
 _NUMBERED = re.compile(r"(.*?)-?(\d{5})-of-(\d{5})(\..+)")
 _RANK_FOLDER = re.compile(r"rank_?\d+")
-_CHECKPOINT_2_TRACKER = "latest_checkpointed_iteration.txt"
-_CHECKPOINT_2_METADATA = "metadata.json"
-_METADATA_HEAD_BYTES = 2**20
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl")
 _MAX_PROBLEMS = 20
 
@@ -93,12 +90,10 @@ def read_folder(path: str | os.PathLike[str], index_file: str | None = None) -> 
 
 def _refuse_checkpoint_2(listing: Listing, path: str | os.PathLike[str]) -> None:
     kind = None
-    if _CHECKPOINT_2_TRACKER in listing.files:
+    if TRACKER_FILE in listing.files:
         kind = "MindFormers' Checkpoint 2.0 with its iterations"
-    elif _CHECKPOINT_2_METADATA in listing.files:
-        source = open_source(locate(listing.root, _CHECKPOINT_2_METADATA, "its folder"))
-        head = read_exactly(source, 0, min(source.size, _METADATA_HEAD_BYTES))
-        kind = "an iteration of MindFormers' Checkpoint 2.0" if b'"state_dict_metadata"' in head else None
+    elif has_metadata(listing):
+        kind = "an iteration of MindFormers' Checkpoint 2.0"
     if kind is not None:
         raise UnknownFormatError(
             Problem(str(path), kind, "a full checkpoint", "pet-transform makes one of it, and pet-merge reads it")

@@ -12,7 +12,7 @@ from surgery.errors import CorruptInputError, Problem
 __all__ = ["MAX_JSON_BYTES", "is_encodable", "parse_json"]
 
 MAX_JSON_BYTES = 100_000_000
-"""The limit that safetensors sets to its header; no honest index or configuration comes near it."""
+"""The limit that safetensors sets to its header: an index of a million tensors; the largest models have some 10^5."""
 
 
 def is_encodable(text: str) -> bool:
@@ -40,6 +40,11 @@ def parse_json(
     """
     # Raw bytes of half a surrogate pair are no UTF-8; only an escape can smuggle one in.
     has_escapes = b"\\u" in data
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptInputError(Problem(where, f"byte {error.start} is not UTF-8", "UTF-8 text")) from error
+    del data  # a large document need not be there twice while its values take shape
 
     def unique(pairs: list[tuple[str, object]]) -> object:
         members = dict(pairs)
@@ -56,9 +61,7 @@ def parse_json(
         raise ValueError(f"{constant} is no JSON")
 
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
-    except UnicodeDecodeError as error:
-        raise CorruptInputError(Problem(where, f"byte {error.start} is not UTF-8", "UTF-8 text")) from error
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError:
         # Without its cause: a traceback of the exhausted stack helps nobody.
         raise CorruptInputError(Problem(where, "JSON nested too deep", "a few levels")) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ckpt_tools.distributed import Opened
@@ -75,6 +75,7 @@ class Draft:
         current = {name: _cast(graft.replaced.get(name, tensor), dtype) for name, tensor in weights.items()}
         network = ordered(current, values, added, selection)
         written = {name: one for name, one in network.items() if name not in weights or name in graft.replaced}
+        of_base = fingerprint_of_lora(weights | values)
         if only_delta and not written:
             found = f"{method_for(tuning.config).title}, which adds nothing"
             raise UsageError(Problem("--only-delta", found, "a method that adds parameters", "Leave it out"))
@@ -89,9 +90,14 @@ class Draft:
             _freezing(tuning, network, parameters),
             fingerprint(original),
             # The delta alone belongs to the base as it is, with the base to what is written of it.
-            fingerprint_of_lora((weights if only_delta else current) | values),
+            of_base if only_delta else fingerprint_of_lora(current | values),
             (*dropped, *graft.dropped),
-            (*inputs.warnings, *tuning.config.warnings, *graft.warnings),
+            (
+                *inputs.warnings,
+                *tuning.config.warnings,
+                *graft.warnings,
+                *_other_base(inputs, graft, of_base),
+            ),
             tuning,
             seed,
         )
@@ -140,6 +146,15 @@ def _weights_of(opened: Opened) -> tuple[dict[str, LazyTensor], list[DroppedTens
         remedy = "Fold it in first: pet-merge BASE"
         raise MismatchError(Problem(f"{opened.base.path}, {adapter[0]}", found, "a base without one", remedy))
     return weights, dropped
+
+
+def _other_base(inputs: Inputs, graft: Graft, actual: str) -> Iterator[str]:
+    """A warning where the adapter was trained on other weights than those that it is put to."""
+    if inputs.adapter is not None and graft.base_fingerprint not in ("", actual):
+        yield (
+            f"{inputs.adapter.base.path}: an adapter of the base {graft.base_fingerprint[:20]}..., where this one is "
+            f"{actual[:20]}...: its weights have other values than those that the adapter was trained on"
+        )
 
 
 def _cast_new(one: AddedTo, dtype: str) -> AddedTo:

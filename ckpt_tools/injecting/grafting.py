@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ckpt_tools.formats import Checkpoint
-from ckpt_tools.merging.adapters import ScaleOption, find_configuration
+from ckpt_tools.merging.adapters import ScaleOption, carried_fingerprint, find_configuration
 from ckpt_tools.reports import DroppedTensor
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import Cast
 from surgery.errors import MismatchError, PetSurgeryError, Problem
+from surgery.grouping import LoraPair, group_lora
 from surgery.methods import LoraPetConfig, Method, NewParameter, PetConfig, method_for
 from surgery.naming import ParameterName, Role, classify
 from surgery.near import near_names
@@ -34,6 +35,7 @@ class Graft:
         keys: Name of either to its key in the adapter.
         dropped: What of the adapter is of its training only.
         rule: What was done to its names to find the base's; empty where they are spelled alike.
+        base_fingerprint: That of the weights that its layers were trained on; empty where it carries none.
         warnings: What the user ought to know.
     """
 
@@ -42,6 +44,7 @@ class Graft:
     keys: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[DroppedTensor, ...] = ()
     rule: str = ""
+    base_fingerprint: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -68,7 +71,8 @@ def graft_adapter(
     work = _Grafting(adapter, method_for(config), parameters, weights)
     work.take_all(may_leave_out)
     work.find_missing()
-    work.problems += _scale_problems(adapter, config)
+    if isinstance(config, LoraPetConfig):
+        work.look_into_configuration(config)
     return work.result()
 
 
@@ -83,6 +87,7 @@ class _Grafting:
     dropped: list[DroppedTensor] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     rule: str = ""
+    base_fingerprint: str = ""
 
     def take_all(self, may_leave_out: Callable[[str], bool]) -> None:
         """Find the place of each key."""
@@ -141,6 +146,43 @@ class _Grafting:
             found = f"nothing that {self.method.title} trains"
             self.problems.append(Problem(str(self.adapter.path), found, "an adapter of this method"))
 
+    def look_into_configuration(self, config: LoraPetConfig) -> None:
+        """Hold the network's one scale to what the adapter's own configuration, if it has one, says of each layer."""
+        try:
+            own, _ = find_configuration(self.adapter, ScaleOption())
+        except PetSurgeryError as error:
+            remedy = "Move it away if it is no adapter's"
+            self.problems += [replace(problem, remedy=problem.remedy or remedy) for problem in error.problems]
+            return
+        pairs = self._pairs()
+        self.base_fingerprint = carried_fingerprint(self.adapter, own, pairs)
+        if own is None:
+            return
+        scales = {
+            pair.layer: lora_scaling(alpha, pair.rank, use_rslora=own.use_rslora)
+            for pair in pairs
+            if (alpha := own.alpha_of(pair.layer)) is not None
+        }
+        other = next((layer for layer, scale in scales.items() if scale != config.scaling), None)
+        if other is None:
+            return
+        wanted = f"{config.scaling:g}, as the network would have it (lora_alpha {config.lora_alpha:g})"
+        found = f"a scale of {scales[other]:g}"
+        remedy = f"Set lora_alpha to {scales[other] * config.lora_rank:g}"
+        if len(set(scales.values())) > 1:
+            found += f" for {other}"
+            remedy = "A network has one scale for all layers: fold the adapter in with pet-merge"
+        self.problems.append(
+            Problem(own.source, found, wanted, f"{remedy}, or move the file away if it is of another adapter")
+        )
+
+    def _pairs(self) -> list[LoraPair]:
+        """LoRA's A and B, of those that have a place in the network."""
+        placed = set(self.found.values())
+        tensors = self.adapter.tensors
+        group = group_lora(tensors, {name: tensor.shape for name, tensor in tensors.items()})
+        return [pair for pair in group.pairs if pair.a in placed]
+
     def result(self) -> Graft:
         if self.problems:
             more = len(self.problems) - _MAX_PROBLEMS
@@ -157,7 +199,15 @@ class _Grafting:
         if narrowed:
             what = f"{len(narrowed)} tensors are rounded to the network's type: {narrowed[0]}, ..."
             warnings = (f"{self.adapter.path}: {what}",)
-        return Graft(added, replaced, {**self.found, **self.replaced}, tuple(self.dropped), self.rule, warnings)
+        return Graft(
+            added,
+            replaced,
+            {**self.found, **self.replaced},
+            tuple(self.dropped),
+            self.rule,
+            self.base_fingerprint,
+            warnings,
+        )
 
     def _value(self, name: str, key: str, dtype: str, narrowed: list[str]) -> LazyTensor:
         tensor, target = self.adapter.tensors[key], BY_NAME[dtype]
@@ -188,25 +238,3 @@ def _tail(one: ParameterName) -> str:
     if one.role in (Role.LORA_A, Role.LORA_B):
         return ""
     return one.name[len(one.layer) + 1 :] if one.layer else one.name
-
-
-def _scale_problems(adapter: Checkpoint, config: PetConfig) -> list[Problem]:
-    """What the adapter's own configuration says of its scale, where there is one, and the network would not."""
-    if not isinstance(config, LoraPetConfig):
-        return []
-    try:
-        own, _ = find_configuration(adapter, ScaleOption())
-    except PetSurgeryError as error:
-        return [
-            replace(problem, remedy=problem.remedy or "Move it away if it is no adapter's")
-            for problem in error.problems
-        ]
-    if own is None:
-        return []
-    rank = own.rank or config.lora_rank
-    scale = None if own.alpha is None else lora_scaling(own.alpha, rank, use_rslora=own.use_rslora)
-    if scale is None or scale == config.scaling:
-        return []
-    wanted = f"{config.scaling:g}, as the network would have it (lora_alpha {config.lora_alpha:g})"
-    remedy = f"Set lora_alpha to {scale * config.lora_rank:g}, or move the file away if it is of another adapter"
-    return [Problem(own.source, f"a scale of {scale:g}", wanted, remedy)]

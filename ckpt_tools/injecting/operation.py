@@ -10,10 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ckpt_tools.distributed import (
-    RANK_PREFIX,
-    Scattered,
-)
+from ckpt_tools.distributed import RANK_PREFIX, Scattered
 from ckpt_tools.formats import check_crc as verify_crc
 from ckpt_tools.injecting.companions import STRATEGY_NAME, companion_files, placed_beside, with_companions
 from ckpt_tools.injecting.draft import Draft
@@ -138,9 +135,10 @@ def inject(
         replicated,
         progress,
     )
-    checked = [file.path for file in inputs.base.base.crc] if check_crc else []
+    crc = {**inputs.base.base.crc, **(inputs.adapter.base.crc if inputs.adapter is not None else {})}
+    checked = [file.path for file in crc] if check_crc else []
     if check_crc:
-        for file, expected in inputs.base.base.crc.items():
+        for file, expected in crc.items():
             verify_crc(file, expected, progress)
     draft = Draft.of(tuning, inputs, names, dtype, seed, _matches(allow_unused), only_delta=only_delta)
     network = build_network(tuning) if check_network else None
@@ -206,7 +204,7 @@ def inject(
         force=force,
         budget=budget,
         progress=progress,
-        crc={} if check_crc else inputs.base.base.crc,
+        crc={} if check_crc else crc,
         approve=approve,
         executor=executor,
     )

@@ -74,7 +74,7 @@ def open_subject(
         UsageError: A strategy for what is not cut, or a step of what has none.
         PetSurgeryError: As of `open_whole`, `read_rank_folder` and `read_strategy`.
     """
-    if _is_rank_folder(path):
+    if is_rank_folder(path) and not is_iteration(path):
         return _open_ranks(path, strategy, step, replicated, option)
     # An iteration that pet-inject wrote has its strategy beside it.
     if not is_iteration(path) and is_strategy(path):
@@ -126,10 +126,3 @@ def _left_out(opened: Opened) -> tuple[str, ...]:
         f"{opened.base.path}: {len(names)} tensors such as {names[0]} are in no layout, so that nobody knows whether "
         "ranks hold slices or copies of them; they are left out. Say with --replicated PATTERN which are copies",
     )
-
-
-def _is_rank_folder(path: Path) -> bool:
-    try:
-        return is_rank_folder(path) and not is_iteration(path)
-    except OSError:  # it may not be looked into: `open_checkpoint` says so
-        return False

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ckpt_tools.formats.ckpt_values import ValueProblems
-from ckpt_tools.formats.folder import WEIGHT_SUFFIXES, Listing, list_folder
+from ckpt_tools.formats.folder import WEIGHT_SUFFIXES, Listing, is_folder, list_folder
 from ckpt_tools.formats.strict_json import MAX_JSON_BYTES
 from ckpt_tools.layout.model import Strategy
 from ckpt_tools.layout.strategy_facts import StrategyFacts
@@ -47,7 +47,7 @@ def read_strategy(path: str | os.PathLike[str]) -> Strategy:
         MismatchError: A stage is missing, files of one stage contradict each other, or stages differ in their devices.
     """
     path = Path(path)
-    if _is_folder(path):
+    if is_folder(path):
         files = _read_folder(list_folder(path), path)
     else:
         source = open_source(path)
@@ -63,7 +63,7 @@ def is_strategy(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a strategy file by its content, or a folder that holds such files and no weights."""
     path = Path(path)
     try:
-        if not _is_folder(path):
+        if not is_folder(path):
             return _is_strategy_file(path)
         listing = list_folder(path)
         # Weights first: their folders hold tokenizers too, which are JSON of many megabytes.
@@ -155,10 +155,3 @@ def _digest(source: Source) -> bytes:
     for offset in range(0, source.size, _CHUNK_BYTES):
         digest.update(read_exactly(source, offset, min(_CHUNK_BYTES, source.size - offset)))
     return digest.digest()
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a folder above it may not be searched: `open_source` says so
-        return False

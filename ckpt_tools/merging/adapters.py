@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt_tools.fingerprint import content_digest
+from ckpt_tools.fingerprint import TARGETS_VERSION, content_digest
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.formats.strict_json import parse_json
 from ckpt_tools.tensors.lazy import LazyTensor
@@ -16,12 +16,15 @@ from surgery.config import LoraConfig
 from surgery.config_files import config_beside, find_adapter_config, parse_adapter_config, read_adapter_config
 from surgery.errors import CorruptInputError, MismatchError, NonFiniteError, Problem
 from surgery.grouping import LoraGroup, LoraPair, group_lora
+from surgery.naming import Role, classify
 from surgery.scaling import lora_scaling
 
 __all__ = [
+    "A_ROLES",
     "Adapter",
     "Scale",
     "ScaleOption",
+    "carried_fingerprint",
     "configuration_files",
     "find_configuration",
     "load_adapter",
@@ -29,6 +32,9 @@ __all__ = [
     "scale_of",
     "scale_origin",
 ]
+
+A_ROLES = frozenset({Role.LORA_A, Role.EMBEDDING_A, Role.EXPERT_A})
+"""LoRA's A of linear layers, embeddings and experts: one for each pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +147,17 @@ def _refuse_codes(path: Path, matrices: Mapping[str, LazyTensor]) -> None:
 def pair_keys(pair: LoraPair) -> tuple[str, ...]:
     """The keys of a pair's tensors."""
     return tuple(key for key in (pair.a, pair.b, pair.magnitude, pair.b_bias) if key is not None)
+
+
+def carried_fingerprint(checkpoint: Checkpoint, config: LoraConfig | None, pairs: Sequence[LoraPair]) -> str:
+    """The fingerprint of the weights behind some of an adapter's pairs, as its file or its configuration carries it.
+
+    It is that of all of its layers together: empty where these are not all, and where it is that of a whole base. Other
+    names and types of A and B do not change it.
+    """
+    said = checkpoint.metadata.get(METADATA_FINGERPRINT, "") or (config.base_fingerprint if config is not None else "")
+    has_all = {name for name in checkpoint.tensors if classify(name).role in A_ROLES} == {pair.a for pair in pairs}
+    return said if said.startswith(TARGETS_VERSION) and has_all else ""
 
 
 def scale_of(adapter: Adapter, pair: LoraPair) -> Scale:

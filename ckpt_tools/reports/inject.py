@@ -72,7 +72,7 @@ class InjectReport(OutputReport):
         network_checked: Whether the output was compared with the network, and loaded into it.
         ranks: The ranks whose files were written, as `0-63`, where the output is left to other runs; else None. Then
             `files`, `bytes_read` and `bytes_written` are of these alone.
-        crc_checked: Paths of the base's files whose CRC-32 was checked, before the writing or on the way.
+        crc_checked: Paths of the inputs' files whose CRC-32 was checked, before the writing or on the way.
     """
 
     base: str

@@ -62,7 +62,7 @@ class SplitReport(OutputReport):
         method: The method that the delta shows, as MindFormers' `pet_type`: `lora`, `ptuning2`, ...; `weights` of plain
             weights alone, `mixed` of several methods.
         families: How LoRA's parameters were spelled in the source.
-        base_fingerprint: As `ckpt_tools.fingerprint.target_fingerprint` defines it; empty where the source has no base.
+        base_fingerprint: As `ckpt_tools.fingerprint.target_fingerprint` defines it; empty where it is not known.
         config: What `adapter_config.json` says; None where none was written.
         parameters: What the adapter holds.
         left: Names in the source of what is not in the adapter: the base.

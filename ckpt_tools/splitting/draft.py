@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tools.distributed import Opened
-from ckpt_tools.fingerprint import fingerprint_of_targets
 from ckpt_tools.reports import DroppedTensor, SplitParameter, SplitReport
 from ckpt_tools.splitting.adapter_output import (
     CONFIGS,
@@ -20,7 +19,7 @@ from ckpt_tools.splitting.adapter_output import (
     plan_adapter,
 )
 from ckpt_tools.splitting.extracting import Extracted
-from ckpt_tools.splitting.facts import Scales, lora_facts, pairs_of
+from ckpt_tools.splitting.facts import Scales, base_fingerprint, lora_facts, pairs_of
 from ckpt_tools.splitting.selection import Selected
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.tensors.lazy import LazyTensor
@@ -67,7 +66,9 @@ class Draft:
         self._scales = scales
         self._extracted = extracted
         self._pairs: tuple[LoraPair, ...] = pairs_of(selected.delta, tensors)
-        self.fingerprint = fingerprint_of_targets(self._pairs, tensors) if extracted is None else extracted.fingerprint
+        self.fingerprint = (
+            base_fingerprint(self._pairs, opened.base, scales) if extracted is None else extracted.fingerprint
+        )
         cast = {one.name: _cast(tensors[one.name], dtype) for one in selected.delta}
         self._layout: AdapterLayout = named_delta(selected.delta, cast, options)
         self._warnings: list[str] = []
@@ -96,7 +97,7 @@ class Draft:
             raise MismatchError(
                 Problem(f"{self._opened.base.path}", found, expected, "Leave --remainder out: it is an adapter alone")
             )
-        base = replace(self._opened.base, companions=(), is_folder=self._opened.base.is_folder)
+        base = replace(self._opened.base, companions=())
         return plan_output(base, rest, OutputOptions(path), Changes())
 
     def _configuration(self) -> dict[str, Any] | None:

@@ -98,6 +98,7 @@ def extract_delta(tuned: Opened, base: Opened, options: ExtractionOptions, progr
 
     Raises:
         MismatchError: The two are not one network, or nothing changed; all problems at once.
+        NonFiniteError: What changed of a matrix is not finite.
     """
     names = _common_names(tuned, base, options.exclude)
     family = "peft" if naming_of(names) == "huggingface" else "mindpet"
@@ -237,15 +238,16 @@ def _extract_one(
         NonFiniteError: The change holds NaN or Inf, which have no singular values.
     """
     after, before = tuned.read_all(), base.read_all()
-    delta = np.array(widen(after), np.float32)
-    edge = rounding_edge(delta, _DIGITS[tuned.dtype.name])
     with np.errstate(over="ignore", invalid="ignore"):  # counted
+        delta = np.array(widen(after), np.float32)
+        edge = rounding_edge(delta, _DIGITS[tuned.dtype.name])
         delta -= widen(before)
     if not delta.any():
         return None
     if count := count_nonfinite(delta):
         what = f"{count} values that are NaN or Inf, in the fine-tune or its base"
-        raise NonFiniteError(Problem(name, what, "finite values", "Leave it out with --exclude"))
+        remedy = "The training diverged: take an earlier checkpoint, or leave it out with --exclude"
+        raise NonFiniteError(Problem(name, what, "finite values in both", remedy))
     found = extract_low_rank(delta, rank=options.rank, energy=options.energy, edge=edge, seed=options.seed)
     if not found.rank:
         result.skipped.append(name)  # nothing but rounding

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ckpt_tools.fingerprint import fingerprint_of_targets
 from ckpt_tools.formats import Checkpoint
-from ckpt_tools.merging.adapters import ScaleOption, find_configuration
+from ckpt_tools.merging.adapters import ScaleOption, carried_fingerprint, find_configuration
 from ckpt_tools.splitting.adapter_output import AdapterLayout
 from ckpt_tools.tensors.lazy import LazyTensor
 from surgery.adapter_facts import AdaptedLayer, AdapterFacts
@@ -16,7 +17,7 @@ from surgery.errors import MismatchError, Problem
 from surgery.grouping import LoraPair, group_lora
 from surgery.naming import ParameterName, Role, classify
 
-__all__ = ["Scales", "find_scales", "lora_facts", "pairs_of"]
+__all__ = ["Scales", "base_fingerprint", "find_scales", "lora_facts", "pairs_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def find_scales(source: Checkpoint, alpha: float | None, config: Path | None) ->
 
     Args:
         source: The checkpoint, in whose metadata, beside which, and up to three folders above, one is looked for.
-        alpha: What the user gave.
+        alpha: What the user gave; what else the configuration says (rsLoRA, modules that were saved whole) holds on.
         config: The file that the user gave.
 
     Raises:
@@ -55,8 +56,6 @@ def find_scales(source: Checkpoint, alpha: float | None, config: Path | None) ->
         CorruptInputError: A configuration breaks its format.
         MismatchError: A configuration is of another method, or not known.
     """
-    if alpha is not None and config is None:
-        return Scales(alpha, None)
     found, looked_at = find_configuration(source, ScaleOption(config=config))
     return Scales(alpha, found, looked_at)
 
@@ -72,6 +71,21 @@ def pairs_of(delta: Sequence[ParameterName], tensors: Mapping[str, LazyTensor]) 
     if group.problems:
         raise MismatchError(group.problems)
     return group.pairs
+
+
+def base_fingerprint(pairs: Sequence[LoraPair], source: Checkpoint, scales: Scales) -> str:
+    """The fingerprint of the weights that a delta's pairs belong to; empty where it is not known.
+
+    It is that of the weights in the checkpoint. An adapter alone has them not, and may carry the fingerprint that was
+    made when they were at hand.
+
+    Args:
+        pairs: A and B of each layer of the delta.
+        source: The checkpoint, which may carry a fingerprint in its metadata.
+        scales: The configuration, which may carry one too.
+    """
+    found = fingerprint_of_targets(pairs, source.tensors)
+    return found or (carried_fingerprint(source, scales.config, pairs) if pairs else "")
 
 
 def lora_facts(

@@ -12,6 +12,7 @@ from pathlib import Path
 from ckpt_tools.distributed import Opened, compare_unlisted, open_whole, sample_replicas
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.layout import read_strategy
+from ckpt_tools.merging.adapters import A_ROLES
 from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import SplitReport
 from ckpt_tools.sizes import parse_size
@@ -25,11 +26,12 @@ from ckpt_tools.writing.beside import check_beside
 from ckpt_tools.writing.claims import sweep_published
 from ckpt_tools.writing.destination import check_destination, check_room, destination
 from ckpt_tools.writing.digests import digest_tensors
+from ckpt_tools.writing.finite import refuse_overflow
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import Budget, make_budget
 from ckpt_tools.writing.plan import Plan, with_manifest
 from ckpt_tools.writing.write import Outcome, execute
-from surgery.errors import MismatchError, NonFiniteError, PetSurgeryError, Problem, ResourceError, UsageError
+from surgery.errors import MismatchError, PetSurgeryError, Problem, ResourceError, UsageError
 from surgery.naming import Role, classify
 
 __all__ = ["split"]
@@ -81,7 +83,8 @@ def split(
             names show.
         include: Globs (`fnmatch`) of parameters that are part of the delta besides: weights that were trained whole.
         exclude: Globs of parameters that are not.
-        alpha: LoRA's alpha, for the configuration. By default it is read from the configuration beside the source.
+        alpha: LoRA's alpha, for the configuration. By default it is that of the configuration beside the source, whose
+            other facts (rsLoRA, modules that were saved whole) hold in either case.
         config: A run's YAML or an adapter's configuration, instead of the one beside the source.
         format: `keep`, `ckpt`, `safetensors`; `peft`: a folder that PEFT and vLLM load; `mindformers`: names of MindPet
             and MindFormers; `slora`: a folder for MindFormers' SLoRA.
@@ -144,7 +147,7 @@ def split(
         check_room(*((plan, plan.bytes_written()) for plan in plans))
 
         def approve(outcome: Outcome) -> None:
-            _refuse_overflow(outcome, dtype)
+            refuse_overflow(outcome, dtype, "Choose another --dtype")
 
         if not dry_run:
             resumed: list[str] = []
@@ -257,7 +260,7 @@ def _open(
 def _scales(source: Checkpoint, alpha: float | None, config: PathLike | None) -> Scales:
     if alpha is not None and config is not None:
         raise UsageError(Problem("--alpha and --config", "both", "one of the two"))
-    if not any(classify(name).role in (Role.LORA_A, Role.EMBEDDING_A, Role.EXPERT_A) for name in source.tensors):
+    if not any(classify(name).role in A_ROLES for name in source.tensors):
         return Scales(None, None)
     return find_scales(source, alpha, None if config is None else Path(config))
 
@@ -294,15 +297,3 @@ def _is_left_over(plans: Sequence[Plan], budget: Budget, progress: Progress) -> 
         return False
     known = adapter.with_identity().manifest
     return known is not None and found.plan == f"sha256:{known.plan}" and found.digests == digests
-
-
-def _refuse_overflow(outcome: Outcome, dtype: str) -> None:
-    problems = [
-        Problem(
-            name, f"{over} elements beyond the range of {dtype}", "values that it can hold", "Choose another --dtype"
-        )
-        for name, measured in outcome.statistics.items()
-        if (over := measured.nonfinite_output - measured.nonfinite_input) > 0
-    ]
-    if problems:
-        raise NonFiniteError(problems)

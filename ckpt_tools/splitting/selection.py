@@ -14,7 +14,8 @@ from surgery.spelling import FAMILIES, spell
 
 __all__ = ["Choice", "Selected", "select"]
 
-_NO_DELTA = frozenset({Role.WEIGHT, Role.OPTIMIZER, Role.SCALAR, Role.TRAINING_AID, Role.SUPERSEDED})
+# What training needs or leaves behind, and nobody afterwards.
+_STATES = frozenset({Role.OPTIMIZER, Role.SCALAR, Role.TRAINING_AID, Role.SUPERSEDED})
 _LORA = frozenset(
     {
         *(Role.LORA_A, Role.LORA_B, Role.LORA_MAGNITUDE, Role.LORA_B_BIAS),
@@ -61,7 +62,7 @@ class Choice:
         if not self.pet_type:
             # A PEFT adapter's plain weights were saved with it; a network's checkpoint has its base under plain names.
             is_saved = parameter.family == "peft" or self._saves(parameter, names)
-            return role not in _NO_DELTA or (role is Role.WEIGHT and is_saved)
+            return is_saved if role is Role.WEIGHT else role not in _STATES
         if self.pet_type in _ROLES:
             return role in _ROLES[self.pet_type] or (self.pet_type == "lora" and self._saves(parameter, names))
         return role not in (Role.TRAINING_AID, Role.SUPERSEDED) and method_of(self.pet_type).trains(name)
@@ -125,9 +126,6 @@ def select(names: Iterable[str], choice: Choice, where: str) -> Selected:
     if problems:
         raise MismatchError(problems)
     return Selected(delta, rest, dropped)
-
-
-_STATES = frozenset({Role.OPTIMIZER, Role.SCALAR, Role.TRAINING_AID, Role.SUPERSEDED})
 
 
 def _has_lora(layer: str, names: Container[str]) -> bool:

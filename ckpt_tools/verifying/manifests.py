@@ -87,7 +87,9 @@ def _find(output: Path) -> tuple[Path, bytes | bytearray]:
         found = error.problems[0].found
         raise InputMissingError(Problem(str(path), found, "the manifest of an output", remedy)) from error
     if source.size > MAX_JSON_BYTES:
-        raise CorruptInputError(Problem(str(path), f"a manifest of {source.size} bytes", f"at most {MAX_JSON_BYTES}"))
+        raise CorruptInputError(
+            Problem(str(path), f"a manifest of {source.size:,} bytes", f"at most {MAX_JSON_BYTES:,}")
+        )
     return path, read_exactly(source, 0, source.size)
 
 

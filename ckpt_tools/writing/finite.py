@@ -8,7 +8,6 @@ from surgery.errors import NonFiniteError, Problem
 
 __all__ = ["refuse_overflow", "wider_type"]
 
-
 _REMEDY = "Choose another --dtype, or accept it with --allow-nonfinite"
 
 

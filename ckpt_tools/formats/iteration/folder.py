@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_tools.formats.ckpt_values import quote_name
-from ckpt_tools.formats.folder import WEIGHT_SUFFIXES, Listing, list_folder, locate
+from ckpt_tools.formats.folder import WEIGHT_SUFFIXES, Listing, is_folder, list_folder, locate
 from ckpt_tools.tensors.sources import open_source, read_exactly
 from surgery.errors import CorruptInputError, InputMissingError, PetSurgeryError, Problem
 
@@ -30,6 +30,7 @@ __all__ = [
     "TRACKER_FILE",
     "WeightsFileName",
     "find_iteration",
+    "has_metadata",
     "is_iteration",
     "iteration_folder_name",
     "iteration_number",
@@ -89,7 +90,7 @@ def iteration_number(folder: Path) -> int | None:
 
 def is_iteration(path: str | os.PathLike[str]) -> bool:
     """Whether a path is an iteration's folder or the parent of iterations, by names and a little of metadata.json."""
-    if not Path(path).is_dir():
+    if not is_folder(path):
         return False
     try:
         listing = list_folder(path)
@@ -147,12 +148,22 @@ def _is_parent(listing: Listing) -> bool:
     return TRACKER_FILE in listing.files or bool(_iterations(listing) and not listing.with_suffix(*WEIGHT_SUFFIXES))
 
 
+def has_metadata(listing: Listing) -> bool:
+    """Whether a folder's `metadata.json` is that of an iteration, by its first MiB.
+
+    Raises:
+        CorruptInputError: It is a link out of the folder, or no regular file.
+    """
+    if METADATA_FILE not in listing.files:
+        return False
+    source = open_source(locate(listing.root, METADATA_FILE, "its folder"))
+    head = read_exactly(source, 0, min(source.size, _METADATA_HEAD_BYTES))
+    return b'"state_dict_metadata"' in head or b'"storage_data"' in head
+
+
 def _is_iteration_folder(listing: Listing) -> bool:
-    if METADATA_FILE in listing.files:
-        source = open_source(locate(listing.root, METADATA_FILE, "its folder"))
-        head = read_exactly(source, 0, min(source.size, _METADATA_HEAD_BYTES))
-        if b'"state_dict_metadata"' in head or b'"storage_data"' in head:
-            return True
+    if has_metadata(listing):
+        return True
     has_weights = any(WeightsFileName.parse(name) for name in listing.files)
     return has_weights and (COMMON_FILE in listing.files or _ITERATION.fullmatch(listing.root.name) is not None)
 

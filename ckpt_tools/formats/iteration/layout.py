@@ -112,9 +112,8 @@ def _without_replicas(
     Slices with the least choice go first, of those the largest; each goes to the rank that has the fewest bytes.
     """
     cells = [
-        (len(holders), negative_bytes, name, cell)
+        (len(holders), -tensor.cell_bytes, name, cell)
         for name, tensor in tensors.items()
-        for negative_bytes in (-tensor.cell_bytes,)
         for cell, holders in tensor.holders.items()
     ]
     loads = [0] * len(ranks)

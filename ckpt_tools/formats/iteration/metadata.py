@@ -11,7 +11,7 @@
 
 A key of `storage_data` is Python's `repr` of the tensor's name and the chunk's offset. What the loader of MindFormers
 does not need (`replica_id`, `axis_fragmentations`, `allow_...`) is not read. A large run writes hundreds of megabytes,
-most of them `rank_group`s, so objects are made compact while they are parsed.
+most of them `rank_group`s and `rank_list`s, so objects are made compact while they are parsed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from ckpt_tools.formats.ckpt_values import quote_name
 from ckpt_tools.formats.iteration.grid import DeviceLayout
 from ckpt_tools.formats.strict_json import parse_json
 from ckpt_tools.tensors.dtypes import BY_MINDSPORE_NAME, DType
-from ckpt_tools.tensors.sources import open_source, read_exactly
+from ckpt_tools.tensors.sources import Source, open_source, read_exactly
 from surgery.errors import CorruptInputError, Problem
 
 __all__ = ["ChunkKey", "Holder", "IterationMetadata", "TensorMetadata", "parse_chunk_key", "read_iteration_metadata"]
 
-_MAX_BYTES = 2**30
+_MAX_BYTES = 2**30  # MindFormers takes a line for each number: two lists of 8,192 ranks for 2,000 tensors are 0.9 GB
+_MAX_RANKS = 2**20
 _MAX_KEY_CHARACTERS = 2**17
 _MAX_AXES = 32  # numpy 1.x
 _MAX_PROBLEMS = 20
@@ -86,14 +87,19 @@ class IterationMetadata:
     """A parsed `metadata.json`.
 
     Attributes:
-        path: The file.
+        source: The file that was parsed.
         tensors: What it says of each tensor, in its order.
         holders: The files that hold each chunk, in its order.
     """
 
-    path: Path
+    source: Source
     tensors: Mapping[str, TensorMetadata]
     holders: Mapping[ChunkKey, tuple[Holder, ...]]
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(self.source.path)
 
 
 def read_iteration_metadata(path: Path) -> IterationMetadata:
@@ -105,8 +111,8 @@ def read_iteration_metadata(path: Path) -> IterationMetadata:
     """
     source = open_source(path)
     if source.size > _MAX_BYTES:
-        raise CorruptInputError(Problem(str(path), f"{source.size} bytes", f"at most {_MAX_BYTES}"))
-    document = parse_json(read_exactly(source, 0, source.size), str(path), on_object=_compact)
+        raise CorruptInputError(Problem(str(path), f"{source.size:,} bytes", f"at most {_MAX_BYTES:,}"))
+    document = parse_json(read_exactly(source, 0, source.size), str(path), on_object=_Compactor().compact)
     tensors = document.get("state_dict_metadata") if isinstance(document, dict) else None
     storage = document.get("storage_data") if isinstance(document, dict) else None
     if not isinstance(tensors, dict) or not isinstance(storage, dict) or not tensors:
@@ -124,7 +130,7 @@ def read_iteration_metadata(path: Path) -> IterationMetadata:
         if len(problems) > _MAX_PROBLEMS:
             problems[_MAX_PROBLEMS:] = [Problem("further", f"{len(problems) - _MAX_PROBLEMS} problems of this kind")]
         raise CorruptInputError(problems)
-    return IterationMetadata(path, parsed, holders)
+    return IterationMetadata(source, parsed, holders)
 
 
 def parse_chunk_key(text: str) -> ChunkKey | None:
@@ -144,17 +150,26 @@ def parse_chunk_key(text: str) -> ChunkKey | None:
     return (name, offset) if numbers.endswith(",") == (len(offset) == 1) else None
 
 
-def _compact(members: dict[str, object]) -> object:
-    """A chunk or a holder as soon as it is parsed; whatever is not of that form stays for the error."""
-    if members.keys() == {"global_offset", "local_shape"}:
-        offset, shape = members["global_offset"], members["local_shape"]
-        if _are_counts(offset) and _are_counts(shape):
-            return _ChunkEntry(tuple(offset), tuple(shape))
-    elif "file_name" in members:
-        file, rank, group = members["file_name"], members.get("storage_rank"), members.get("rank_group", [])
-        if isinstance(file, str) and _is_count(rank) and _are_counts(group):
-            return Holder(file, rank)
-    return members
+class _Compactor:
+    """Makes what takes most of a document small as soon as it is parsed; what is of another form stays for errors."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, str] = {}
+        self._ranks: dict[tuple[int, ...], tuple[int, ...]] = {}
+
+    def compact(self, members: dict[str, object]) -> object:
+        """A chunk, a holder, or a layout whose ranks are those of other layouts; file names are shared likewise."""
+        if members.keys() == {"global_offset", "local_shape"}:
+            offset, shape = members["global_offset"], members["local_shape"]
+            if _are_counts(offset) and _are_counts(shape):
+                return _ChunkEntry(tuple(offset), tuple(shape))
+        elif "file_name" in members:
+            file, rank, group = members["file_name"], members.get("storage_rank"), members.get("rank_group", [])
+            if isinstance(file, str) and _is_count(rank) and _are_counts(group):
+                return Holder(self._files.setdefault(file, file), rank)
+        elif _are_counts(ranks := members.get("rank_list")):
+            members["rank_list"] = self._ranks.setdefault(tuple(ranks), tuple(ranks))
+        return members
 
 
 def _is_count(value: object) -> TypeGuard[int]:
@@ -219,8 +234,10 @@ def _layout(where: str, entry: object, axes: int) -> DeviceLayout:
     if not isinstance(entry, dict):
         raise _wrong(where, "no object", "device_matrix, tensor_map and rank_list")
     matrix, cuts, ranks = entry.get("device_matrix"), _tensor_map(entry.get("tensor_map")), entry.get("rank_list")
-    if not _are_counts(matrix) or not 0 < len(matrix) <= _MAX_AXES or cuts is None or not _are_counts(ranks):
+    if not _are_counts(matrix) or not 0 < len(matrix) <= _MAX_AXES or cuts is None or not isinstance(ranks, tuple):
         raise _wrong(where, "something else", "lists device_matrix, tensor_map and rank_list")
+    if len(ranks) > _MAX_RANKS:
+        raise _wrong(where, f"{len(ranks):,} ranks", f"at most {_MAX_RANKS:,}")
     if entry.get("interleaved_parallel") is True:
         matrix, ranks = _without_interleaving(matrix, ranks)
     if not ranks or math.prod(matrix) != len(ranks) or len(set(ranks)) != len(ranks):
@@ -232,17 +249,16 @@ def _layout(where: str, entry: object, axes: int) -> DeviceLayout:
         cuts = ((),) * axes  # a scalar may have the map of one axis that is not cut
     if len(cuts) != axes:
         raise _wrong(where, f"a tensor_map of {len(cuts)} axes", f"{axes}, as in global_shape")
-    return DeviceLayout(tuple(matrix), cuts, tuple(ranks))
+    return DeviceLayout(tuple(matrix), cuts, ranks)
 
 
-def _without_interleaving(matrix: list[int], ranks: list[int]) -> tuple[list[int], list[int]]:
+def _without_interleaving(matrix: list[int], ranks: tuple[int, ...]) -> tuple[list[int], tuple[int, ...]]:
     """A layout whose last device axis stands for no devices: MindSpore counts it as 1 where it cuts parameters.
 
     `Layout` numbers places, of which each device then has several: the rank list is of places where nobody gave one.
     """
-    places = math.prod(matrix)
-    if ranks == list(range(places)) and matrix[-1]:
-        ranks = list(range(places // matrix[-1]))
+    if len(ranks) == math.prod(matrix) and ranks == tuple(range(len(ranks))) and matrix[-1]:
+        ranks = ranks[: len(ranks) // matrix[-1]]
     return [*matrix[:-1], 1], ranks
 
 

@@ -27,7 +27,7 @@ from ckpt_tools.formats.iteration.model import Chunk, GlobalTensor, Iteration
 from ckpt_tools.formats.iteration.problems import IterationProblems
 from ckpt_tools.formats.model import Checkpoint
 from ckpt_tools.formats.recognise import read_file
-from ckpt_tools.formats.strict_json import MAX_JSON_BYTES, parse_json
+from ckpt_tools.formats.strict_json import parse_json
 from ckpt_tools.tensors.lazy import full_region
 from ckpt_tools.tensors.sources import Source, open_source, read_exactly
 from surgery.errors import CorruptInputError, InputMissingError, PetSurgeryError, Problem
@@ -35,6 +35,7 @@ from surgery.errors import CorruptInputError, InputMissingError, PetSurgeryError
 __all__ = ["read_iteration"]
 
 _MAX_SHOWN = 4
+_MAX_COMMON_BYTES = 4 * 2**20  # MindFormers writes some 200
 
 
 def read_iteration(path: str | os.PathLike[str], number: int | None = None) -> Iteration:
@@ -70,7 +71,7 @@ def read_iteration(path: str | os.PathLike[str], number: int | None = None) -> I
         warnings.append(f"{folder / METADATA_FILE}: {len(unlisted)} tensors of the files are not in it, such as {some}")
     sources = [source for file in files.values() for source in file.sources] + common_sources
     if metadata is not None:
-        sources.append(open_source(metadata.path))
+        sources.append(metadata.source)
     return Iteration(
         path=folder,
         number=iteration_number(folder),
@@ -135,7 +136,10 @@ def _read_common(listing: Listing, problems: IterationProblems) -> tuple[Mapping
         return {}, []
     try:
         source = open_source(locate(listing.root, COMMON_FILE, "its folder"))
-        document = parse_json(read_exactly(source, 0, min(source.size, MAX_JSON_BYTES)), source.path)
+        if source.size > _MAX_COMMON_BYTES:
+            found, expected = f"{source.size:,} bytes", f"counters of at most {_MAX_COMMON_BYTES:,}"
+            raise CorruptInputError(Problem(source.path, found, expected))
+        document = parse_json(read_exactly(source, 0, source.size), source.path)
         if not isinstance(document, dict):
             raise CorruptInputError(Problem(source.path, "something else", "a JSON object"))
     except PetSurgeryError as error:

@@ -175,6 +175,7 @@ CAUSES = [
     (2, nothing, ("base.ckpt", "lora.ckpt", *ALPHA, "--max-shard-size", "lots"), "size 'lots'"),
     (2, nothing, ("base.ckpt", "lora.ckpt", *ALPHA, "--max-memory", "-3"), "size '-3'"),
     (3, nothing, ("bse.ckpt", "lora.ckpt", *ALPHA), "base.ckpt"),
+    (3, nothing, ("b" * 300 + ".ckpt", "lora.ckpt", *ALPHA), "too long"),
     (3, nothing, ("base.ckpt", "nowhere/lora.ckpt", *ALPHA), "nowhere: expected a checkpoint"),
     (3, nothing, ("base.ckpt", "lora.ckpt", "--config", "run.yaml"), "run.yaml"),
     (3, nothing, ("base.ckpt", "lora.ckpt", *ALPHA, "--names", "names.json"), "names.json"),

@@ -36,7 +36,7 @@ def refused(folder: Path, error: type[PetSurgeryError], step: str | None = None)
 def test_ranks_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     write(tmp_path, *(f"rank_{rank}/x.ckpt" for rank in range(12)))
     assert chosen(tmp_path) == list(range(12))
-    assert sorted(rank_numbers(tmp_path)) == list(range(12))
+    assert rank_numbers(tmp_path) == list(range(12))
     folder = read_rank_folder(tmp_path)
     assert (folder.path, folder.step) == (tmp_path, "")
     assert [rank.path for rank in folder.ranks] == [tmp_path / f"rank_{rank}" / "x.ckpt" for rank in range(12)]
@@ -52,6 +52,7 @@ def test_ranks_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
         (["checkpoint_0"], ""),
         (["a-b-c_rank_0-7_1"], "7_1"),
         (["rank_0"], ""),
+        (["llama_lora_rank_8_rank_0-3_2"], "3_2"),
     ],
 )
 def test_the_latest_step_is_the_greatest_number(tmp_path: Path, names: list[str], expected: str) -> None:
@@ -98,6 +99,7 @@ def test_folders_may_be_links(tmp_path: Path) -> None:
         (["rank_-1/x.ckpt"], False),
         (["my_rank_0/x.ckpt"], False),
         (["rank_0.ckpt"], False),
+        (["rank_1\u0662/x.ckpt"], False),  # a digit, but not one of these folders' names
     ],
 )
 def test_a_folder_of_ranks_is_known_by_its_folders(tmp_path: Path, names: list[str], is_one: bool) -> None:
@@ -109,6 +111,7 @@ def test_a_folder_of_ranks_is_known_by_its_folders(tmp_path: Path, names: list[s
 
 def test_a_path_that_is_no_folder_is_no_folder_of_ranks(tmp_path: Path) -> None:
     assert not is_rank_folder(tmp_path / "nowhere")
+    assert not is_rank_folder(tmp_path / ("a" * 5000))
     assert not is_rank_folder(write(tmp_path, "x.ckpt") / "x.ckpt")
 
 
@@ -117,6 +120,12 @@ def test_missing_ranks_are_named_as_far_as_they_are_few(tmp_path: Path) -> None:
     text = refused(tmp_path, MismatchError)
     assert "no rank_0, rank_2, rank_3, rank_4, rank_5 and 3 more" in text
     assert "all of rank_0 to rank_9" in text
+
+
+def test_a_rank_far_beyond_the_others_costs_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "rank_0/x.ckpt", "rank_2/x.ckpt", f"rank_{10**200}/x.ckpt")
+    text = refused(tmp_path, MismatchError)
+    assert "no rank_1, rank_3, rank_4, rank_5, rank_6 and 999" in text
 
 
 def remove(path: Path) -> None:

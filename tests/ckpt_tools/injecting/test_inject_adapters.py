@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inject_cases import ADAPTER, BITFIT, LORA, LOW_RANK, PTUNING2, WEIGHTS, injected, refusal, with_biases
-from merge_cases import Arrays, contents, factors, hugging_face, mindpet, peft, random, read, write, write_peft
+from merge_cases import Arrays, add_crc, contents, factors, hugging_face, mindpet, peft, random, read, write, write_peft
 
 from ckpt_tools import merge, split
 
@@ -55,6 +55,44 @@ def test_a_grafted_network_merges_as_base_and_adapter_do(tmp_path: Path) -> None
     merge(tmp_path / "out.ckpt", output=tmp_path / "of-grafted.ckpt")
     merge(tmp_path / "base.ckpt", tmp_path / "lora.ckpt", alpha=8, output=tmp_path / "of-both.ckpt")
     assert contents(tmp_path / "of-grafted.ckpt") == contents(tmp_path / "of-both.ckpt")
+
+
+def test_a_scale_of_its_own_for_some_layers_is_refused(tmp_path: Path) -> None:
+    write_peft(tmp_path / "peft", peft(PAIRS), alpha_pattern={"v_proj": 64})
+    text = refusal(tmp_path, 5, adapter=tmp_path / "peft")
+    assert "a scale of 16 for model.layers.0.self_attn.v_proj" in text
+    assert "one scale for all layers" in text
+
+
+def test_patterns_that_say_the_networks_scale_are_accepted(tmp_path: Path) -> None:
+    patterns = {"v_proj": LORA["lora_alpha"], "q_proj": LORA["lora_alpha"]}
+    write_peft(tmp_path / "peft", peft(PAIRS), lora_alpha=64, alpha_pattern=patterns)
+    injected(tmp_path, adapter=tmp_path / "peft")
+    assert_grafted(tmp_path / "out.ckpt")
+
+
+@pytest.mark.parametrize("check_crc", [False, True])
+def test_the_crc_of_an_adapter_is_checked(tmp_path: Path, check_crc: bool) -> None:
+    write(tmp_path / "lora.ckpt", mindpet(PAIRS))
+    add_crc(tmp_path / "lora.ckpt")
+    report = injected(tmp_path, adapter=tmp_path / "lora.ckpt", check_crc=check_crc)
+    assert report.crc_checked == (str(tmp_path / "lora.ckpt"),)
+    data = bytearray((tmp_path / "lora.ckpt").read_bytes())
+    data[-30] ^= 1
+    (tmp_path / "lora.ckpt").write_bytes(data)
+    for path in tmp_path.glob("out.*"):
+        path.unlink()
+    assert "CRC-32" in refusal(tmp_path, 4, adapter=tmp_path / "lora.ckpt", check_crc=check_crc)
+
+
+def test_an_adapter_of_another_base_is_warned_of(tmp_path: Path) -> None:
+    own = injected(tmp_path, only_delta=True, output=tmp_path / "lora.safetensors")
+    report = injected(tmp_path, adapter=tmp_path / "lora.safetensors", output=tmp_path / "same.ckpt")
+    assert own.warnings == report.warnings == ()
+    others = {name: array + array.dtype.type(1) for name, array in WEIGHTS.items()}
+    report = injected(tmp_path, base=others, adapter=tmp_path / "lora.safetensors", output=tmp_path / "other.ckpt")
+    (warning,) = report.warnings
+    assert "lora.safetensors: an adapter of the base pet-ft1:" in warning
 
 
 @pytest.mark.parametrize("config", [ADAPTER, LOW_RANK, PTUNING2], ids=lambda config: config["pet_type"])

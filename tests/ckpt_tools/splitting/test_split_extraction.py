@@ -38,6 +38,24 @@ def write(folder: Path, base: Arrays, tuned: Arrays, suffix: str = ".ckpt") -> t
     return folder / f"base{suffix}", folder / f"tuned{suffix}"
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+@pytest.mark.parametrize("where", ["base", "tuned", "both"])
+def test_what_is_not_finite_is_refused(tmp_path: Path, value: float, where: str) -> None:
+    name = "model.layers.0.attention.wq.weight"
+    first = llama("fp32")
+    files = {"base": dict(first), "tuned": tuned_of(first, 1)}
+    for number, key in enumerate(files):
+        if where in (key, "both"):
+            files[key][name] = files[key][name].copy()
+            files[key][name][1, 2] = -value if number else value
+    if value == 3e38 and where != "both":
+        return  # it is a number like others, and so is the change
+    base, tuned = write(tmp_path, *files.values())
+    text = refusal(tmp_path, 5, tuned, base=base, rank=1)
+    assert name in text
+    assert "NaN, Inf" in text
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("form", ["keep", "peft"])
 def test_a_true_lora_in_fp32_is_found_and_merges_back_to_within_rounding(tmp_path: Path, rank: int, form: str) -> None:

@@ -147,6 +147,15 @@ def test_a_folder_for_slora_replaces_an_earlier_one_and_no_other_folder(tmp_path
     )
 
 
+def test_an_alpha_that_is_given_replaces_alpha_alone(tmp_path: Path) -> None:
+    pairs = {PEFT_NAMES[name]: array for name, array in LORA["mindpet"].items()}
+    given = {"target_modules": ["q_proj", "v_proj"], "use_rslora": True, "base_model_name_or_path": "llama"}
+    write_peft(tmp_path / "peft", pairs, r=4, lora_alpha=8, **given)
+    config = split(tmp_path / "peft", alpha=12, output=tmp_path / "out").config
+    assert config is not None
+    assert (config["lora_alpha"], config["use_rslora"], config["base_model_name_or_path"]) == (12, True, "llama")
+
+
 def test_a_configuration_of_patterns_is_kept_layer_by_layer(tmp_path: Path) -> None:
     pairs = {PEFT_NAMES[name]: array for name, array in LORA["mindpet"].items()}
     patterns = {"alpha_pattern": {"layers.1.self_attn.q_proj": 32}, "use_rslora": True}

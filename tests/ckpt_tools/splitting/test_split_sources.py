@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from merge_cases import Arrays
+from merge_cases import Arrays, save
 from rank_folders import assert_same_arrays, read_arrays, strategy_of, write_ranks
-from split_cases import BASE, LORA, SCALARS, refusal, states_of
+from split_cases import BASE, LORA, SCALARS, combined, refusal, states_of
 from transform_cases import COLUMNS, ROWS, write_strategy
 
-from ckpt_tools import split, transform
+from ckpt_tools import merge, open_checkpoint, split, transform
 from ckpt_tools.layout.model import Layout, Strategy
+from surgery.errors import MismatchError
 
 DELTA = LORA["mindpet"]
 
@@ -85,6 +86,34 @@ def test_the_fingerprint_survives_slices_formats_names_and_wider_types(tmp_path:
     whole = split(tmp_path / "whole.safetensors", alpha=8, output=tmp_path / "b").base_fingerprint
     assert sliced.startswith("pet-ft1:")
     assert sliced == whole
+
+
+@pytest.mark.parametrize("name", ["delta", "delta.safetensors", "delta.ckpt"])
+@pytest.mark.parametrize("alpha", [None, 4])
+def test_an_adapter_alone_hands_its_bases_fingerprint_on(tmp_path: Path, name: str, alpha: float | None) -> None:
+    first = split(combined(tmp_path, DELTA), alpha=8, output=tmp_path / name)
+    given = {"format": "peft", "names": "hf", "dtype": "bf16", "alpha": alpha}
+    again = split(tmp_path / name, **given, output=tmp_path / "again")
+    assert again.base_fingerprint == first.base_fingerprint
+    assert again.base_fingerprint.startswith("pet-ft1:")
+    assert again.config["pet_surgery"]["base_fingerprint"] == first.base_fingerprint
+    assert again.config["lora_alpha"] == (alpha or 8)
+    third = split(tmp_path / "again", output=tmp_path / "third.safetensors")
+    metadata = open_checkpoint(tmp_path / "third.safetensors").metadata
+    assert metadata["pet_surgery.base_fingerprint"] == third.base_fingerprint == first.base_fingerprint
+    save(tmp_path / "other.ckpt", {name: array + array.dtype.type(1) for name, array in BASE.items()})
+    with pytest.raises(MismatchError, match="the base that the adapter was trained on"):
+        merge(tmp_path / "other.ckpt", tmp_path / "third.safetensors", names="hf", output=tmp_path / "merged.ckpt")
+
+
+def test_the_fingerprint_of_all_layers_is_none_of_some(tmp_path: Path) -> None:
+    split(combined(tmp_path, DELTA), alpha=8, output=tmp_path / "delta")
+    assert split(tmp_path / "delta", exclude=("*.layers.0.*",), output=tmp_path / "part").base_fingerprint == ""
+
+
+def test_the_fingerprint_of_a_whole_base_is_none_of_its_layers(tmp_path: Path) -> None:
+    save(tmp_path / "delta.safetensors", DELTA, {"pet_surgery.base_fingerprint": "pet-fp1:" + 64 * "0"})
+    assert split(tmp_path / "delta.safetensors", alpha=8, output=tmp_path / "out").base_fingerprint == ""
 
 
 def test_a_step_is_chosen(tmp_path: Path) -> None:

@@ -133,6 +133,33 @@ def test_an_interleaved_axis_needs_a_rank_for_each_device(tmp_path: Path) -> Non
         read(tmp_path, document)
 
 
+@pytest.mark.parametrize("is_interleaved", [False, True])
+def test_a_layout_of_more_devices_than_it_lists_costs_nothing(tmp_path: Path, is_interleaved: bool) -> None:
+    document = copy.deepcopy(SOUND)
+    layout = document["state_dict_metadata"]["w"]["layout"]
+    layout |= {"interleaved_parallel": is_interleaved, "device_matrix": [2**60, 1], "rank_list": [0]}
+    with pytest.raises(CorruptInputError, match="1 ranks for the device_matrix"):
+        read(tmp_path, document)
+
+
+def test_more_ranks_than_any_cluster_has_are_refused(tmp_path: Path) -> None:
+    document = copy.deepcopy(SOUND)
+    ranks = list(range(2**20 + 1))
+    document["state_dict_metadata"]["w"]["layout"] |= {"device_matrix": [len(ranks)], "rank_list": ranks}
+    with pytest.raises(CorruptInputError, match="1,048,577 ranks"):
+        read(tmp_path, document)
+
+
+def test_layouts_of_the_same_ranks_share_them(tmp_path: Path) -> None:
+    document = copy.deepcopy(SOUND)
+    document["state_dict_metadata"]["x"] = copy.deepcopy(document["state_dict_metadata"]["w"])
+    tensors = read(tmp_path, document).tensors
+    first, second = tensors["w"].layout, tensors["x"].layout
+    assert first is not None
+    assert second is not None
+    assert first.rank_list is second.rank_list
+
+
 def put(*path: str | int, value: object) -> Callable[[Document], None]:
     def change(document: Document) -> None:
         place: Any = document
