@@ -245,7 +245,7 @@ def _extract_one(
     if not delta.any():
         return None
     if count := count_nonfinite(delta):
-        what = f"{count} values that are NaN or Inf, in the fine-tune or its base"
+        what = f"NaN or Inf in {count} values of its change"
         remedy = "The training diverged: take an earlier checkpoint, or leave it out with --exclude"
         raise NonFiniteError(Problem(name, what, "finite values in both", remedy))
     found = extract_low_rank(delta, rank=options.rank, energy=options.energy, edge=edge, seed=options.seed)
