@@ -179,7 +179,7 @@ audit: .venv-audit/.complete
 	@.venv-audit/bin/python .ci/audit.py
 
 test-audit: .venv-audit/.complete
-	@.venv-audit/bin/python -m pytest -q tests/audit $(PYTEST_ARGS)
+	@.venv-audit/bin/python -m pytest -q --numprocesses 2 tests/audit $(PYTEST_ARGS)
 
 bench: .venv-bench/.complete .venv/.complete .venv-conformance/.complete
 	@.venv-bench/bin/python benchmarks/merge.py --mindformers-python .venv/bin/python \

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import zip_longest
 from pathlib import Path
@@ -42,7 +41,8 @@ Vulnerabilities = dict[str, list[dict[str, Any]]]  # by `name==version`
 def lowest(*arguments: str, requirements: str | None = None) -> set[str]:
     """The lowest releases that satisfy the direct requirements, `name==version` each."""
     command = [UV, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-deps"]
-    command += ["--resolution", "lowest-direct", "--python-version", "3.10", *arguments]
+    # Any interpreter will do, and uv would run all that are on the path to find one of that version.
+    command += ["--resolution", "lowest-direct", "--python-version", "3.10", "--python", sys.executable, *arguments]
     run = subprocess.run(command, cwd=ROOT, input=requirements, stdout=subprocess.PIPE, text=True, check=True)
     return set(run.stdout.splitlines())
 
@@ -121,9 +121,8 @@ def main() -> int:
         runtime = lowest("pyproject.toml")
         bounds = runtime | lowest("-", requirements="\n".join(project["build-system"]["requires"]))
         # Each by itself, as some exclude each other, and one may ask for more of a package than another.
-        extras = project["project"].get("optional-dependencies", {})
-        with ThreadPoolExecutor(8) as pool:
-            bounds = bounds.union(*pool.map(lambda extra: lowest("--extra", extra, "pyproject.toml"), extras))
+        for extra in project["project"].get("optional-dependencies", {}):
+            bounds |= lowest("--extra", extra, "pyproject.toml")
     except subprocess.CalledProcessError:
         print("AUDIT NOT DONE: uv could not resolve the lower bounds; it says why above")
         return 2
