@@ -1,9 +1,9 @@
 # Every target builds the virtual environment that it needs, inside the checkout, and once: a second call is instant.
 # `make PYTHON=/path/to/python3.12 test` chooses the interpreter; `make clean` removes the environments.
 
-.PHONY: help demo test test-classic test-core test-pages soak soak-chains reliability fuzz fuzz-corpus conformance check \
-	lint format docs audit bench bench-transform bench-combine bench-inject bench-split bench-unmerge bench-verify \
-	bench-resume clean
+.PHONY: help demo test test-audit test-classic test-core test-pages soak soak-chains reliability fuzz fuzz-corpus \
+	conformance check lint format docs audit bench bench-transform bench-combine bench-inject bench-split bench-unmerge \
+	bench-verify bench-resume clean
 
 help:
 	@echo "make demo         add an adapter to a real model, train it, cut it out and merge it (2 minutes, 5 GB of disk)"
@@ -18,7 +18,9 @@ help:
 	@echo "make conformance  against PyTorch, PEFT and transformers"
 	@echo "make check        ruff and mypy (make format, make lint: each by itself)"
 	@echo "make docs         the documentation as a site, in build/docs"
-	@echo "make audit        lower bounds of the dependencies against known vulnerabilities; needs a network"
+	@echo "make audit        lower bounds of the dependencies against known vulnerabilities; needs a network, or"
+	@echo "                  ADVISORIES=/path/to/advisory-database, a checkout of PyPA's; or PIP_AUDIT_OSV_URL=..."
+	@echo "make test-audit   the tests of make audit"
 	@echo "make bench        pet-merge's benchmarks, against MindFormers and PEFT (BENCH_ARGS='--size ... --rows ...')"
 	@echo "make bench-transform  pet-transform's, against MindSpore"
 	@echo "make bench-combine    combinations of adapters, against PEFT"
@@ -174,8 +176,12 @@ docs: .venv-docs/.complete
 	@.venv-docs/bin/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
 	@echo "The site begins with build/docs/index.html"
 
+# Without a network: ADVISORIES=/path/to/advisory-database make audit. A mirror of OSV: PIP_AUDIT_OSV_URL=... make audit.
 audit: .venv-audit/.complete
 	@.venv-audit/bin/python .ci/audit.py
+
+test-audit: .venv-audit/.complete
+	@.venv-audit/bin/python -m pytest -q --numprocesses 2 tests/audit $(PYTEST_ARGS)
 
 bench: .venv-bench/.complete .venv/.complete .venv-conformance/.complete
 	@.venv-bench/bin/python benchmarks/merge.py --mindformers-python .venv/bin/python \
