@@ -72,7 +72,11 @@ def read_rank_folder(path: str | os.PathLike[str], step: str | None = None) -> R
     if missing:
         names = ", ".join(f"rank_{number}" for number in missing[:_MAX_LISTED])
         more = f" and {len(missing) - _MAX_LISTED} more" if len(missing) > _MAX_LISTED else ""
-        raise MismatchError(Problem(str(path), f"no {names}{more}", f"all of rank_0 to rank_{numbers[-1]}"))
+        raise MismatchError(
+            Problem(
+                str(path), f"no {names}{more}", f"all of rank_0 to rank_{numbers[-1]}", "Copy the missing ones here too"
+            )
+        )
     wanted = _parse_step(step) if step is not None else None
     files = [_files_by_step(path / f"rank_{number}") for number in numbers]
     chosen = _choose(path, files, wanted)
