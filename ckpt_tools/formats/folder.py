@@ -131,7 +131,9 @@ def locate(root: Path, name: str, named_by: str) -> Path:
         raise CorruptInputError(Problem(f"{path}, named by {named_by}", str(error), "a regular file")) from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-        raise CorruptInputError(Problem(f"{path}, named by {named_by}", kind, "a regular file"))
+        raise CorruptInputError(
+            Problem(f"{path}, named by {named_by}", kind, "a regular file", "Put the file itself in its place")
+        )
     if not _may_follow(root, resolved):
         raise CorruptInputError(
             Problem(

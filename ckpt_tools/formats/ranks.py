@@ -76,7 +76,11 @@ def read_rank_folder(path: str | os.PathLike[str], step: str | None = None) -> R
             Problem(str(path), "no rank_N folder", "rank_0, rank_1, ...", "Pass their parent folder")
         )
     if len(numbers) <= numbers[-1]:
-        raise MismatchError(Problem(str(path), _lacking(numbers), f"all of rank_0 to rank_{numbers[-1]}"))
+        raise MismatchError(
+            Problem(
+                str(path), _lacking(numbers), f"all of rank_0 to rank_{numbers[-1]}", "Copy the missing ones here too"
+            )
+        )
     wanted = _parse_step(step) if step is not None else None
     files = [_files_by_step(path / f"rank_{number}") for number in numbers]
     chosen = _choose(path, files, wanted)

@@ -37,6 +37,11 @@ from surgery.errors import CorruptInputError, Problem, UnknownFormatError
 __all__ = ["LENGTH_BYTES", "MAX_HEADER_BYTES", "HeaderTensors", "layout_safetensors", "read_safetensors"]
 
 # The largest number of axes that numpy 1 can hold, and of bytes that an offset can count.
+_DAMAGED = (
+    "The file is damaged, or not of a safetensors library: copy it again from where it was saved, or save it again"
+)
+_RESAVE = "Save it again with strings alone: json.dumps makes one of anything else"
+
 _MAX_AXES = 32
 _MAX_BYTES = 2**63 - 1
 _MAX_PROBLEMS = 20
@@ -167,7 +172,9 @@ _known_headers = _KnownHeaders()
 def _parse_header(text: bytes, where: str) -> _Header:
     document = parse_json(text, where, on_object=_compact)
     if not isinstance(document, dict):
-        raise CorruptInputError(Problem(where, "no object of tensors", "a JSON object that maps names to tensors"))
+        raise CorruptInputError(
+            Problem(where, "no object of tensors", "a JSON object that maps names to tensors", _DAMAGED)
+        )
     metadata = _check_metadata(document.pop(METADATA_KEY, {}), where)
     entries = _check_entries(document, where)
     in_order = sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop))
@@ -189,17 +196,19 @@ def _parse_header(text: bytes, where: str) -> _Header:
 def _read_header(source: Source, where: str) -> bytearray:
     room = source.size - LENGTH_BYTES
     if room < 0:
-        raise CorruptInputError(Problem(where, f"a file of {source.size} bytes", "at least 8 bytes of header length"))
+        raise CorruptInputError(
+            Problem(where, f"a file of {source.size} bytes", "at least 8 bytes of header length", _DAMAGED)
+        )
     (length,) = struct.unpack("<Q", read_exactly(source, 0, LENGTH_BYTES))
     if length > MAX_HEADER_BYTES:
-        raise CorruptInputError(Problem(where, f"a length of {length} bytes", f"at most {MAX_HEADER_BYTES}"))
+        raise CorruptInputError(Problem(where, f"a length of {length} bytes", f"at most {MAX_HEADER_BYTES}", _DAMAGED))
     if length > room:
         raise CorruptInputError(
             Problem(where, f"a file with {room} bytes behind the length", f"{length} bytes", "Copy the file again")
         )
     header = read_exactly(source, LENGTH_BYTES, length)
     if not header.startswith(b"{"):
-        raise CorruptInputError(Problem(where, f"{bytes(header[:1])!r} at its beginning", "'{'"))
+        raise CorruptInputError(Problem(where, f"{bytes(header[:1])!r} at its beginning", "'{'", _DAMAGED))
     return header
 
 
@@ -219,8 +228,9 @@ def _are_counts(value: object) -> TypeGuard[list[int]]:
 
 def _check_metadata(value: object, where: str) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise CorruptInputError(Problem(f"{where}, {METADATA_KEY}", "something else", "an object of strings"))
-    wrong = [Problem(f"{where}, {METADATA_KEY}", f"{quote_name(key)} with a value that is no string", "strings")
+        raise CorruptInputError(Problem(f"{where}, {METADATA_KEY}", "something else", "an object of strings", _RESAVE))
+    place = f"{where}, {METADATA_KEY}"
+    wrong = [Problem(place, f"{quote_name(key)} with a value that is no string", "strings", _RESAVE)
              for key, text in value.items() if not isinstance(text, str)]  # fmt: skip
     _raise_if_any(wrong)
     return value
@@ -238,6 +248,7 @@ def _check_entries(document: Mapping[str, object], where: str) -> dict[str, _Ent
                     f"{where}, tensor {quote_name(name)}",
                     "something else",
                     "exactly a dtype, a shape and two data_offsets",
+                    _DAMAGED,
                 )
             )
         elif entry.dtype not in BY_SAFETENSORS_NAME:
@@ -263,14 +274,15 @@ def _check_size(name: str, entry: _Entry, where: str) -> Iterable[Problem]:
     itemsize = BY_SAFETENSORS_NAME[entry.dtype].itemsize
     place = f"{where}, tensor {quote_name(name)}"
     if len(entry.shape) > _MAX_AXES:
-        yield Problem(place, f"{len(entry.shape)} axes", f"at most {_MAX_AXES}")
+        yield Problem(place, f"{len(entry.shape)} axes", f"at most {_MAX_AXES}", _DAMAGED)
     elif math.prod(size for size in entry.shape if size) * itemsize > _MAX_BYTES:
-        yield Problem(place, f"the shape {list(entry.shape)}", "fewer than 2^63 bytes")
+        yield Problem(place, f"the shape {list(entry.shape)}", "fewer than 2^63 bytes", _DAMAGED)
     elif math.prod(entry.shape) * itemsize != entry.stop - entry.start:
         yield Problem(
             place,
             f"data_offsets [{entry.start}, {entry.stop}], which are {entry.stop - entry.start}",
             f"{math.prod(entry.shape) * itemsize} bytes for {entry.dtype} {list(entry.shape)}",
+            _DAMAGED,
         )
 
 
@@ -285,6 +297,7 @@ def _check_cover(in_order: Sequence[tuple[str, _Entry]], where: str) -> int:
                     f"{where}, tensor {quote_name(name)}",
                     f"{kind}: its data begins at {entry.start}",
                     f"it at {covered}",
+                    _DAMAGED,
                 )
             )
         covered = entry.stop

@@ -14,6 +14,8 @@ __all__ = ["MAX_JSON_BYTES", "is_encodable", "parse_json"]
 MAX_JSON_BYTES = 100_000_000
 """The limit that safetensors sets to its header: an index of a million tensors; the largest models have some 10^5."""
 
+_REMEDY = "It is damaged, or was changed by hand: copy it again from where it was written, or write it again"
+
 
 def is_encodable(text: str) -> bool:
     """Whether a text is Unicode that UTF-8 can hold: without half a surrogate pair."""
@@ -43,7 +45,7 @@ def parse_json(
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CorruptInputError(Problem(where, f"byte {error.start} is not UTF-8", "UTF-8 text")) from error
+        raise CorruptInputError(Problem(where, f"byte {error.start} is not UTF-8", "UTF-8 text", _REMEDY)) from error
     del data  # a large document need not be there twice while its values take shape
 
     def unique(pairs: list[tuple[str, object]]) -> object:
@@ -51,10 +53,12 @@ def parse_json(
         if len(members) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise CorruptInputError(Problem(where, f"the key {quote_name(twice)} twice", "each key once"))
+            raise CorruptInputError(Problem(where, f"the key {quote_name(twice)} twice", "each key once", _REMEDY))
         if has_escapes:
             for text in (text for pair in pairs for text in pair if isinstance(text, str) and not is_encodable(text)):
-                raise CorruptInputError(Problem(where, f"half a surrogate pair in {quote_name(text)}", "Unicode"))
+                raise CorruptInputError(
+                    Problem(where, f"half a surrogate pair in {quote_name(text)}", "Unicode", _REMEDY)
+                )
         return members if on_object is None else on_object(members)
 
     def refuse(constant: str) -> NoReturn:
@@ -64,6 +68,6 @@ def parse_json(
         return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError:
         # Without its cause: a traceback of the exhausted stack helps nobody.
-        raise CorruptInputError(Problem(where, "JSON nested too deep", "a few levels")) from None
+        raise CorruptInputError(Problem(where, "JSON nested too deep", "a few levels", _REMEDY)) from None
     except ValueError as error:
-        raise CorruptInputError(Problem(where, f"broken JSON ({error})", "JSON")) from error
+        raise CorruptInputError(Problem(where, f"broken JSON ({error})", "JSON", _REMEDY)) from error

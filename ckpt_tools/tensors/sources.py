@@ -77,7 +77,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         raise InputMissingError(Problem(str(path), found, "a readable file", "Check the path")) from error
     if not stat.S_ISREG(info.st_mode):
         kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe, a socket or a device"
-        raise CorruptInputError(Problem(str(path), kind, "a regular file"))
+        raise CorruptInputError(Problem(str(path), kind, "a regular file", "Put the file itself in its place"))
     return Source(str(absolute), info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev)
 
 

@@ -380,5 +380,10 @@ def _locked(workspace: Workspace, found: str) -> OutputLockedError:
 
 def _refused(folder: Path, error: OSError) -> ResourceError:
     return ResourceError(
-        Problem(str(folder), (error.strerror or str(error)).lower(), "a folder that can be written to", "Choose -o")
+        Problem(
+            str(folder),
+            (error.strerror or str(error)).lower(),
+            "a folder that can be written to",
+            "Choose another place with -o",
+        )
     )

@@ -180,7 +180,7 @@ def test_a_path_where_nothing_can_lie_is_refused_and_nothing_is_made(tmp_path: P
         (tmp_path / "a/b").mkdir(parents=True)
         (tmp_path / "a/b/circle").symlink_to("circle")
     before = tree(tmp_path)
-    with pytest.raises(ResourceError, match="Choose -o"):
+    with pytest.raises(ResourceError, match="Choose another place with -o"):
         write(tmp_path / name)
     assert tree(tmp_path) == before
 
