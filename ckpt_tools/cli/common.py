@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HELP",
+    "INPUT",
     "PATH",
     "common_options",
     "given_options",
@@ -45,6 +46,19 @@ HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 PATH = click.Path(readable=False)
 """A string that shells complete as a path; what is wrong with it is for the operations to say."""
+
+
+class _Input(click.Path):
+    """The path of an input; an empty one, as of a variable that is not set, is not the folder where the shell is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "" and param is not None:
+            raise UsageError(Problem(param.human_readable_name, "an empty path", "the path of an input"))
+        return super().convert(value, param, ctx)
+
+
+INPUT = _Input(readable=False)
+"""As `PATH`, of an argument that is read."""
 
 _INTERRUPTED = 130
 _BUG = 1

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, output_options, print_report, run
+from ckpt_tools.cli.common import HELP, INPUT, PATH, common_options, make_progress, output_options, print_report, run
 from ckpt_tools.cli.page import page_option, page_writer
 
 __all__ = ["inject_command", "main"]
 
 
 @click.command("pet-inject", context_settings=HELP)
-@click.argument("base", type=PATH)
+@click.argument("base", type=INPUT)
 @click.option(
     "--config",
     type=PATH,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ckpt_tools.cli.common import HELP, PATH, make_progress, print_report, run
+from ckpt_tools.cli.common import HELP, INPUT, PATH, make_progress, print_report, run
 from ckpt_tools.cli.page import page_option, page_writer
 from surgery.errors import MismatchError, Problem, UsageError, VerificationError
 from surgery.version import __version__
@@ -15,8 +15,8 @@ __all__ = ["inspect_command", "main"]
 
 
 @click.command("pet-inspect", context_settings=HELP)
-@click.argument("path", type=PATH)
-@click.argument("other", type=PATH, required=False)
+@click.argument("path", type=INPUT)
+@click.argument("other", type=INPUT, required=False)
 @click.option("--all", "--full", "list_all", is_flag=True, help="A line for every tensor, not for alike layers.")
 @click.option("--filter", "filters", multiple=True, metavar="PATTERN", help="Only tensors whose names match.")
 @click.option(

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ckpt_tools.cli.combination import combination_options, scale_options
-from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, output_options, print_report, run
+from ckpt_tools.cli.common import HELP, INPUT, PATH, common_options, make_progress, output_options, print_report, run
 from ckpt_tools.cli.page import page_option, page_writer
 
 __all__ = ["main", "merge_command"]
@@ -17,8 +17,8 @@ _ADAPTER_FORMATS = ("peft", "mindformers", "slora")
 
 
 @click.command("pet-merge", context_settings=HELP)
-@click.argument("base", type=PATH)
-@click.argument("adapters", type=PATH, nargs=-1, metavar="[ADAPTER]...")
+@click.argument("base", type=INPUT)
+@click.argument("adapters", type=INPUT, nargs=-1, metavar="[ADAPTER]...")
 @scale_options
 @combination_options
 @click.option(

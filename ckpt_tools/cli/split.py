@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, print_report, run
+from ckpt_tools.cli.common import HELP, INPUT, PATH, common_options, make_progress, print_report, run
 from ckpt_tools.cli.page import page_option, page_writer
 
 __all__ = ["main", "split_command"]
 
 
 @click.command("pet-split", context_settings=HELP)
-@click.argument("tuned", type=PATH)
+@click.argument("tuned", type=INPUT)
 @click.option(
     "--pet-type",
     default="",

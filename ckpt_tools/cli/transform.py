@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from ckpt_tools.cli.common import HELP, PATH, common_options, make_progress, output_options, print_report, run
+from ckpt_tools.cli.common import HELP, INPUT, PATH, common_options, make_progress, output_options, print_report, run
 from ckpt_tools.cli.page import page_option, page_writer
 
 __all__ = ["main", "transform_command"]
 
 
 @click.command("pet-transform", context_settings=HELP)
-@click.argument("source", metavar="SRC", type=PATH)
+@click.argument("source", metavar="SRC", type=INPUT)
 @click.option(
     "--src-strategy",
     type=PATH,

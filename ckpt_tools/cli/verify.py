@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ckpt_tools.cli.combination import combination_options, scale_options
-from ckpt_tools.cli.common import HELP, PATH, make_progress, print_report, run
+from ckpt_tools.cli.common import HELP, INPUT, PATH, make_progress, print_report, run
 from ckpt_tools.cli.page import page_option, page_writer
 from surgery.errors import VerificationError
 from surgery.version import __version__
@@ -16,7 +16,7 @@ __all__ = ["main", "verify_command"]
 
 
 @click.command("pet-verify", context_settings=HELP)
-@click.argument("paths", type=PATH, nargs=-1, required=True, metavar="[BASE [ADAPTER]...] MERGED")
+@click.argument("paths", type=INPUT, nargs=-1, required=True, metavar="[BASE [ADAPTER]...] MERGED")
 @scale_options
 @combination_options
 @click.option("--src-strategy", type=PATH, metavar="FILE|DIR", help="How BASE's rank folders are cut.")

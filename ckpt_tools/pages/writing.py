@@ -43,6 +43,8 @@ def check_page(
         ResourceError: The folder may not be written to.
     """
     require_html_extra()
+    if not os.fspath(path):
+        raise UsageError(Problem("--html", "an empty path", f"a path that ends in {_SUFFIXES[0]}"))
     page = Path(path)
     where = f"--html {page}"
     if page.suffix.lower() not in _SUFFIXES:

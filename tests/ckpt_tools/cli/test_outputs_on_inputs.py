@@ -192,6 +192,28 @@ def test_an_input_where_something_beside_the_output_goes_is_refused_and_stays(
 @pytest.mark.parametrize(
     "words",
     [
+        ("merge", "", "lora.ckpt", "--alpha", "8", "-o", "x.ckpt"),
+        ("merge", "base.ckpt", "", "--alpha", "8", "-o", "x.ckpt"),
+        ("split", "", "--alpha", "8", "-o", "x.ckpt"),
+        ("inject", "", *CONFIG, "-o", "x.ckpt"),
+        ("transform", "", "-o", "x.ckpt"),
+        ("verify", "base.ckpt", "", "merged.ckpt", "--alpha", "8"),
+        ("inspect", ""),
+        ("inspect", "base.ckpt", ""),
+    ],
+)
+def test_an_empty_input_is_not_the_folder_where_the_command_runs(
+    call: Command, tmp_path: Path, templates: Path, words: tuple[str, ...]
+) -> None:
+    copytree(templates / ".ckpt", tmp_path, dirs_exist_ok=True)
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert "found an empty path" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
         ("merge", "ranks", "lora.ckpt", "--alpha", "8", "--src-strategy", "src.ckpt", "-o", "ranks/rank_0/x.ckpt"),
         ("transform", "ranks", "--src-strategy", "src.ckpt", "-o", "ranks/rank_0/x.ckpt"),
         ("inject", "ranks", *CONFIG, "--src-strategy", "src.ckpt", "-o", "ranks/rank_0/x.ckpt"),

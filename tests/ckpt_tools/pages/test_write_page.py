@@ -155,6 +155,7 @@ def test_without_the_extra_nothing_is_done(
 @pytest.mark.parametrize(
     ("html", "error"),
     [
+        ("", UsageError),
         ("merged.ckpt", UsageError),
         ("page.txt", UsageError),
         ("nowhere/page.html", UsageError),
