@@ -40,7 +40,7 @@ __all__ = ["inject_command", "main"]
 @click.option(
     "--allow-unused", multiple=True, metavar="PATTERN", help="Adapter keys that may have no place in the network."
 )
-@click.option("--allow-nonfinite", is_flag=True, help="Accept values beyond the range of --dtype, as Inf.")
+@click.option("--allow-nonfinite", is_flag=True, help="Accept NaN and Inf, and values beyond --dtype as Inf.")
 @click.option("--check-crc", is_flag=True, help="Check the CRC-32 of .ckpt inputs.")
 @output_options
 @common_options

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from ckpt_tools.fingerprint import content_digest
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.merging.adapters import ScaleOption, carried_fingerprint, find_configuration
 from ckpt_tools.reports import DroppedTensor
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.views import Cast
-from surgery.errors import MismatchError, PetSurgeryError, Problem
+from surgery.errors import MismatchError, NonFiniteError, PetSurgeryError, Problem
 from surgery.grouping import LoraPair, group_lora
 from surgery.methods import LoraPetConfig, Method, NewParameter, PetConfig, method_for
 from surgery.naming import ParameterName, Role, classify
@@ -19,7 +20,7 @@ from surgery.near import near_names
 from surgery.resolution import resolve_names
 from surgery.scaling import lora_scaling
 
-__all__ = ["Graft", "graft_adapter"]
+__all__ = ["Graft", "digest_grafted", "graft_adapter"]
 
 _DROPPED = (Role.OPTIMIZER, Role.SCALAR, Role.TRAINING_AID, Role.SUPERSEDED)
 _MAX_PROBLEMS = 50
@@ -74,6 +75,21 @@ def graft_adapter(
     if isinstance(config, LoraPetConfig):
         work.look_into_configuration(config)
     return work.result()
+
+
+def digest_grafted(adapter: Checkpoint, graft: Graft, *, allow_nonfinite: bool) -> str:
+    """The digest of what an adapter gives to a network, all of which is read.
+
+    Raises:
+        NonFiniteError: It holds NaN or Inf, and `allow_nonfinite` is not set.
+    """
+    digest, nonfinite = content_digest({key: adapter.tensors[key] for key in graft.keys.values()})
+    if nonfinite and not allow_nonfinite:
+        remedy = "The training diverged: take an earlier checkpoint, or accept it with --allow-nonfinite"
+        raise NonFiniteError(
+            Problem(f"{adapter.path}, {key}", "NaN or Inf", "finite values", remedy) for key in nonfinite
+        )
+    return digest
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from ckpt_tools.distributed import RANK_PREFIX, Scattered
 from ckpt_tools.formats import check_crc as verify_crc
 from ckpt_tools.injecting.companions import STRATEGY_NAME, companion_files, placed_beside, with_companions
 from ckpt_tools.injecting.draft import Draft
+from ckpt_tools.injecting.grafting import digest_grafted
 from ckpt_tools.injecting.inputs import Inputs
 from ckpt_tools.injecting.network_check import build_network, compare_network, load_into_network
 from ckpt_tools.injecting.planning import Wanted, injected_output, plan_injected, scatter_injected
@@ -98,7 +99,7 @@ def inject(
         ranks: Write the files of these ranks alone, as `0-63` or numbers, and keep them for a call without `ranks`,
             which writes what is missing and publishes the output.
         allow_unused: Patterns of adapter keys that may have no place in the network.
-        allow_nonfinite: Accept values that `dtype` cannot hold: they become Inf.
+        allow_nonfinite: Accept NaN and Inf in the adapter, and values that `dtype` cannot hold: they become Inf.
         check_crc: Check the CRC-32 of all files that have one, before anything is written; costs a read of them.
             Otherwise it is checked of those that are read whole for the output.
         force: Replace an existing output.
@@ -115,7 +116,7 @@ def inject(
         CorruptInputError: An input breaks its format, or the configuration is wrong in itself.
         MismatchError: The inputs do not fit together, or the configuration selects no layer; all problems at once.
         VerificationError: The output is not what the network has.
-        NonFiniteError: A value is beyond the range of `dtype`.
+        NonFiniteError: The adapter holds NaN or Inf, or a value is beyond the range of `dtype`.
         ResourceError: No room, no memory, an I/O error, no cluster.
         MissingExtraError: The executor's package, or MindSpore for `check_network`, is not installed.
         OutputExistsError: The output exists and `force` is not set.
@@ -173,7 +174,8 @@ def inject(
         ManifestInput("config", printable_name(Path(tuning.source))),
     ]
     if inputs.adapter is not None:
-        told.append(ManifestInput("adapter", printable_name(inputs.adapter.base.path)))
+        used = digest_grafted(inputs.adapter.base, draft.graft, allow_nonfinite=allow_nonfinite)
+        told.append(ManifestInput("adapter", printable_name(inputs.adapter.base.path), used))
     plan = with_manifest(plan, "inject", told, digest=digest)
     part = part_of(plan, selected, 0 if target is None else target.ranks)
     budget = make_budget(threads, parse_size(max_memory) if isinstance(max_memory, str) else max_memory)

@@ -201,3 +201,26 @@ def test_values_of_an_adapter_beyond_the_range_of_the_networks_type_are_refused(
     write(tmp_path / "lora.ckpt", mindpet(pairs))
     base = {name: array.astype(np.float16) for name, array in WEIGHTS.items()}
     assert "beyond the range of its type" in refusal(tmp_path, 5, LORA, base, adapter=tmp_path / "lora.ckpt")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_adapter_that_is_not_finite_is_refused_unless_it_is_accepted(tmp_path: Path, value: float) -> None:
+    adapter = mindpet(PAIRS)
+    name = next(iter(adapter))
+    adapter[name] = adapter[name].copy()
+    adapter[name].flat[3] = value
+    write(tmp_path / "lora.ckpt", adapter)
+    text = refusal(tmp_path, 5, LORA, adapter=tmp_path / "lora.ckpt")
+    assert f"{name}: expected finite values, found NaN or Inf" in text
+    assert "--allow-nonfinite" in text
+    injected(tmp_path, adapter=tmp_path / "lora.ckpt", allow_nonfinite=True)
+    assert read(tmp_path / "out.ckpt")[name].tobytes() == adapter[name].tobytes()
+
+
+def test_the_manifest_names_the_adapter_as_that_of_a_merge_does(tmp_path: Path) -> None:
+    write(tmp_path / "lora.ckpt", mindpet(PAIRS))
+    injected(tmp_path, adapter=tmp_path / "lora.ckpt")
+    merge(tmp_path / "base.ckpt", tmp_path / "lora.ckpt", alpha=8, output=tmp_path / "merged.ckpt")
+    names = [json.loads((tmp_path / f"{stem}.pet-manifest.json").read_text())["inputs"] for stem in ("out", "merged")]
+    found = [next(one["fingerprint"] for one in inputs if one["role"] == "adapter") for inputs in names]
+    assert found[0] == found[1]
