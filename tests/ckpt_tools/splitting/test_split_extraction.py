@@ -265,3 +265,16 @@ def test_an_input_that_is_written_to_during_the_extraction_calls_it_off(tmp_path
     with pytest.raises(InputChangedError, match="changed while it was being read"):
         split(tuned, base=before, rank=2, output=tmp_path / "out.ckpt", progress=Writer())
     assert not (tmp_path / "out.ckpt").exists()
+
+
+def test_a_limit_below_what_the_largest_layer_takes_is_refused(tmp_path: Path) -> None:
+    """A layer is extracted whole: 24 bytes and more for each of its 2^22 elements."""
+    name = "model.layers.0.attention.wq.weight"
+    before = {name: np.zeros((2048, 2048), np.float32)}
+    after = {name: np.zeros((2048, 2048), np.float32)}
+    after[name][0, 0] = 1
+    base, tuned = write(tmp_path, before, after)
+    text = refusal(tmp_path, 7, tuned, base=base, rank=1, max_memory="180MB")
+    assert "--max-memory" in text
+    assert "for the largest layer, which is extracted whole" in text
+    split(tuned, base=base, rank=1, max_memory="250MB", output=tmp_path / "delta.ckpt")
