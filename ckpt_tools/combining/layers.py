@@ -20,6 +20,7 @@ from ckpt_tools.tensors.casts import cast_array, count_nonfinite, widen
 from ckpt_tools.tensors.dtypes import DType
 from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored, files_of
 from ckpt_tools.tensors.sources import check_unchanged, open_source
+from ckpt_tools.tensors.views import Constant
 from ckpt_tools.writing.finite import wider_type
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.scratch import check_scratch, scratch_failed
@@ -32,6 +33,7 @@ __all__ = [
     "layer_matrices",
     "layer_problems",
     "peak_bytes",
+    "stand_ins",
     "working_bytes",
 ]
 
@@ -81,6 +83,34 @@ def bias_problem(name: str, how: Combination) -> Problem | None:
         return None
     found = f"--method {how.method} and a trained bias of B"
     return Problem(name, found, "cat, linear or svd, which sum it", "Choose one of these")
+
+
+def stand_ins(layers: Sequence[Layer], how: Combination, dtype: DType) -> dict[str, tuple[LazyTensor, LazyTensor]]:
+    """What has the shapes of the combined A and B before there are any, to lay out where they will go.
+
+    Args:
+        layers: The layers, to which `layer_problems` has no objection.
+        how: The method.
+        dtype: The type of A and B.
+
+    Returns:
+        Name of the layer to its A and B, of rank 1 where the rank depends on the values.
+    """
+
+    def zeros(*shape: int) -> LazyTensor:
+        return Constant(np.broadcast_to(np.zeros((), dtype.numpy), shape), dtype)
+
+    made = {}
+    for layer in layers:
+        ranks = [part.rank for part in layer.parts]
+        is_known = how.rank is None and how.energy is None
+        rank = 1 if not is_known else {"cat": sum(ranks), "factors": ranks[0]}.get(how.how.of, 1)
+        a, b = layer.parts[0].a.shape, layer.parts[0].b.shape
+        if layer.kind == "expert":
+            made[layer.name] = (zeros(*a[:2], rank), zeros(b[0], rank, *b[2:]))
+        else:
+            made[layer.name] = (zeros(rank, *a[1:]), zeros(b[0], rank, *b[2:]))
+    return made
 
 
 def combine_layers(

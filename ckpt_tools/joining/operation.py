@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ckpt_tools.combining import Combination, bias_problem, combine_layers, layer_problems
+from ckpt_tools.combining import Combination, bias_problem, combine_layers, layer_problems, stand_ins
 from ckpt_tools.combining.layers import peak_bytes
 from ckpt_tools.joining.belonging import base_of
 from ckpt_tools.joining.draft import JoinDraft
@@ -144,8 +144,8 @@ def combine(
         draft = JoinDraft(loaded, joined, matrices, how, kept, options_of_output, opened, fingerprint, casts=casts)
         return draft, with_manifest(draft.plan(), "combine", _manifest_inputs(loaded), digest=digest)
 
-    # Before hours of work, with what goes into each layer in the place of what comes out: its place is the same.
-    draft, plan = draft_of({layer.name: (layer.parts[0].a, layer.parts[0].b) for layer in layers})
+    # Before hours of work, as far as it is known what they give.
+    draft, plan = draft_of(stand_ins(layers, how, kept))
     given = [*paths, *strategies.paths(), *configuration_files(loaded)]
     read = {source for tensor in joined.tensors() for source in files_of(tensor)}
     # A cluster's machines read what was combined, so it lies where the output does.

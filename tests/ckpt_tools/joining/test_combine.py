@@ -108,6 +108,16 @@ def test_the_result_is_written_for_whoever_loads_it(tmp_path: Path, format: str)
     assert {use.scaling for weight in merged.weights for use in weight.adapters} == {1.0}
 
 
+def test_what_is_resized_to_one_rank_may_have_had_several(tmp_path: Path) -> None:
+    """The place of the output is looked at before the ranks are those of the result."""
+    write_peft(tmp_path / "a", peft(factors([QUERY, VALUE], 1, rank=4)))
+    write_peft(tmp_path / "b", peft(factors([QUERY], 2, rank=2)), r=2)
+    combine(tmp_path / "a", tmp_path / "b", output=tmp_path / "out", format="slora", resize_rank=1)
+    assert _config(tmp_path / "out" / "out")["r"] == 1
+    with pytest.raises(MismatchError, match="several ranks or alphas"):
+        combine(tmp_path / "a", tmp_path / "b", output=tmp_path / "cat", format="slora")
+
+
 def test_layers_of_several_ranks_are_told_apart_in_the_configuration(tmp_path: Path) -> None:
     write_peft(tmp_path / "a", peft(factors([QUERY, VALUE], 1, rank=4)), base_model_name_or_path="llama")
     write_peft(tmp_path / "b", peft(factors([QUERY], 2, rank=4)), base_model_name_or_path="llama", fan_in_fan_out=True)
