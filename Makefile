@@ -153,7 +153,7 @@ soak-chains: .venv-dev/.complete
 	@PYTHONPATH=.:tests/support:tests/soak .venv-dev/bin/python -m chains --seconds $(or $(SECONDS),60) \
 		$(if $(SEED),--seed $(SEED)) $(if $(CHAINS),--chains $(CHAINS))
 
-# Every call of every command is tried, one after the other in two processes: some twenty minutes.
+# Every call of every command is tried, one after the other in two processes: an hour or more.
 reliability: .venv-dev/.complete
 	@RELIABILITY=$${RELIABILITY:-all} .venv-dev/bin/python -m pytest -q --numprocesses 2 tests/reliability $(PYTEST_ARGS)
 
