@@ -260,7 +260,8 @@ def test_files_that_a_killed_run_completed_are_taken_over(tmp_path: Path, folder
     with claim_output(plan.output, plan.digest(), is_folder=True, force=False):
         data = (tmp_path / "one" / "x.safetensors").read_bytes()
         (hidden / "content" / "x.safetensors").write_bytes(data)
-        known = {"size": len(data), "measured": {}, "digests": {}}
+        mtime_ns = (hidden / "content" / "x.safetensors").stat().st_mtime_ns
+        known = {"size": len(data), "mtime_ns": mtime_ns, "measured": {}, "digests": {}}
         (hidden / "x.safetensors.statistics.json").write_text(json.dumps(known))
         (hidden / "parts" / "of a killed run").mkdir(parents=True)
         (hidden / "parts" / "of a killed run" / "of a lost worker").write_text("half")

@@ -152,7 +152,9 @@ def draw_adapters(chain: Chain, *, is_joined: bool = False) -> list[Adapter]:
 def _some_saved(chain: Chain, drawn: list[Adapter], every: list[Adapter]) -> list[Adapter]:
     """Now and then one of them has tensors that were trained whole, which no other one changes."""
     taken = {weight for one in every for weight in (*one.pairs, *one.saved)}
-    shapes = {name: tensor.bits.shape for name, tensor in chain.weights.items() if name not in taken}
+    # Names that were exchanged may have made a bias of integers, which nothing trains.
+    floats = {name: one for name, one in chain.weights.items() if one.dtype is not None}
+    shapes = {name: one.bits.shape for name, one in floats.items() if name not in taken}
     if not drawn or not chain.chance(0.5):
         return drawn
     number = chain.rng.randrange(len(drawn))
