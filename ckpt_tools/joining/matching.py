@@ -68,6 +68,7 @@ class Joined:
     Attributes:
         layers: Weight of the base to what happens to it, in the first adapter's order.
         carried: Name in the result to what is taken over as it is, and where it is from: plain weights, magnitudes.
+        carried_as: Weight of the base, as the first adapter names it, to the name in the result of what replaces it.
         rules: What was done to each adapter's names to bring them to the first one's.
         dropped: What is left out on purpose.
         warnings: What the user ought to know.
@@ -76,6 +77,7 @@ class Joined:
 
     layers: dict[str, JoinedLayer] = field(default_factory=dict)
     carried: dict[str, tuple[LazyTensor, str]] = field(default_factory=dict)
+    carried_as: dict[str, str] = field(default_factory=dict)
     rules: list[str] = field(default_factory=list)
     dropped: list[DroppedTensor] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -217,6 +219,7 @@ def _carry_weight(
     place = rename(own)
     is_own = parameter.family == family and place == own
     name = parameter.name if is_own or family == "plain" else str(spell(Role.WEIGHT, place, family))
+    name = joined.carried_as.setdefault(place, name)  # one adapter may spell it as a training model does, and one not
     tensor = adapter.tensors[parameter.name]
     if name in joined.carried and not same_values(joined.carried[name][0], tensor):
         found = f"saved whole, with other values, in {joined.carried[name][1].partition(': ')[0]} too"

@@ -232,6 +232,13 @@ def test_what_one_adapter_saves_whole_goes_along(tmp_path: Path) -> None:
         combine(tmp_path / "b", tmp_path / "c", output=tmp_path / "no")
     with pytest.raises(MismatchError, match=r"weight 0\.5 of a tensor that was saved whole"):
         combine(tmp_path / "a", tmp_path / "b", weight=0.5, output=tmp_path / "no")
+    in_training = {"base_model.model.lm_head.modules_to_save.default.weight": next(iter(other.values()))}
+    write_peft(tmp_path / "d", peft(factors([VALUE], 4)) | in_training, modules_to_save=["lm_head"])
+    for first, second in (("b", "d"), ("d", "b")):
+        with pytest.raises(MismatchError, match=rf"saved whole, with other values, in .*{first} too"):
+            combine(tmp_path / first, tmp_path / second, output=tmp_path / "no")
+    combine(tmp_path / "d", tmp_path / "c", output=tmp_path / "once")
+    assert sum("lm_head" in name for name in read(tmp_path / "once")) == 1
 
 
 def test_what_goes_along_has_the_type_that_is_asked_for_and_must_fit_into_it(tmp_path: Path) -> None:
