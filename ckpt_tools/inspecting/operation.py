@@ -28,7 +28,7 @@ from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import Comparison, InspectReport
 from ckpt_tools.tensors.sources import check_unchanged
 from ckpt_tools.verifying.manifests import read_manifest
-from ckpt_tools.writing.claims import check_settled
+from ckpt_tools.writing.leftovers import check_settled
 from ckpt_tools.writing.manifest import MANIFEST_KEY
 from ckpt_tools.writing.memory import default_threads
 from surgery.errors import CorruptInputError, InputChangedError, InputMissingError, Problem, UsageError

@@ -23,10 +23,11 @@ from ckpt_tools.splitting.adapter_output import AdapterOptions
 from ckpt_tools.tensors.dtypes import BY_NAME, DType
 from ckpt_tools.tensors.lazy import LazyTensor, files_of
 from ckpt_tools.writing.beside import check_beside
-from ckpt_tools.writing.claims import check_claimable, sweep_published
+from ckpt_tools.writing.claims import check_claimable
 from ckpt_tools.writing.destination import check_destination, check_room, destination, nearest_folder
 from ckpt_tools.writing.executors import check_executor
 from ckpt_tools.writing.finite import refuse_overflow, wider_type
+from ckpt_tools.writing.leftovers import sweep_published
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import make_budget
 from ckpt_tools.writing.plan import Plan, with_manifest

@@ -10,7 +10,7 @@ from ckpt_tools.fingerprint import TARGETS_VERSION, content_digest
 from ckpt_tools.formats import Checkpoint
 from ckpt_tools.formats.strict_json import parse_json
 from ckpt_tools.tensors.lazy import LazyTensor
-from ckpt_tools.writing.claims import check_settled
+from ckpt_tools.writing.leftovers import check_settled
 from surgery.adapter_facts import METADATA_CONFIG, METADATA_FINGERPRINT
 from surgery.config import LoraConfig
 from surgery.config_files import config_beside, find_adapter_config, parse_adapter_config, read_adapter_config

@@ -23,9 +23,10 @@ from ckpt_tools.progress import SILENT, Progress
 from ckpt_tools.reports import MergeReport
 from ckpt_tools.sizes import given_bytes
 from ckpt_tools.tensors.dtypes import BY_NAME
-from ckpt_tools.writing.claims import check_claimable, sweep_published
+from ckpt_tools.writing.claims import check_claimable
 from ckpt_tools.writing.destination import check_destination, check_room, nearest_folder
 from ckpt_tools.writing.executors import check_executor
+from ckpt_tools.writing.leftovers import sweep_published
 from ckpt_tools.writing.memory import make_budget
 from ckpt_tools.writing.outputs import OutputOptions
 from ckpt_tools.writing.parts import parse_ranks, part_of

@@ -13,8 +13,8 @@ from ckpt_tools.pages.rendering import render
 from ckpt_tools.reports.base import Report
 from ckpt_tools.sizes import format_size
 from ckpt_tools.writing.beside import write_file
-from ckpt_tools.writing.claims import sweep_published
 from ckpt_tools.writing.destination import PART_FOLDER, free_bytes
+from ckpt_tools.writing.leftovers import sweep_published
 from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
 
 __all__ = ["check_page", "write_page"]

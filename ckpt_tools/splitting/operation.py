@@ -23,10 +23,10 @@ from ckpt_tools.splitting.facts import Scales, find_scales
 from ckpt_tools.splitting.selection import Choice, select
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.writing.beside import check_beside
-from ckpt_tools.writing.claims import sweep_published
 from ckpt_tools.writing.destination import check_destination, check_room, destination
 from ckpt_tools.writing.digests import digest_tensors
 from ckpt_tools.writing.finite import refuse_overflow
+from ckpt_tools.writing.leftovers import sweep_published
 from ckpt_tools.writing.manifest import ManifestInput, printable_name
 from ckpt_tools.writing.memory import Budget, make_budget
 from ckpt_tools.writing.plan import Plan, with_manifest

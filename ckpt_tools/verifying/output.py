@@ -19,8 +19,8 @@ from ckpt_tools.tensors.lazy import LazyTensor
 from ckpt_tools.tensors.sources import check_unchanged
 from ckpt_tools.verifying.manifests import ReadManifest, read_manifest
 from ckpt_tools.verifying.signatures import check_signature, sign_output, signature_path
-from ckpt_tools.writing.claims import check_settled
 from ckpt_tools.writing.digests import digest_tensors
+from ckpt_tools.writing.leftovers import check_settled
 from ckpt_tools.writing.manifest import MANIFEST_NAME
 from ckpt_tools.writing.memory import make_budget
 from surgery.errors import InputChangedError, Problem, UsageError, VerificationError

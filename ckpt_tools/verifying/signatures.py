@@ -12,7 +12,7 @@ from typing import Any
 
 from ckpt_tools.writing.atomic import writing_failed
 from ckpt_tools.writing.beside import write_file
-from ckpt_tools.writing.claims import sweep_published
+from ckpt_tools.writing.leftovers import sweep_published
 from ckpt_tools.writing.scratch import scratch_folder
 from surgery.errors import (
     CorruptInputError,

@@ -55,6 +55,13 @@ class Workspace:
     digest: str
     run: str
 
+    @classmethod
+    def of(cls, output: Path, digest: str = "", *, is_folder: bool = False, force: bool = False) -> Workspace:
+        """That of an output, whether it is there or not; by the output alone it is one to look at."""
+        output = Path(os.path.realpath(output.parent)) / output.name  # unlike resolve(), fine with a circle of links
+        hidden = output.parent / f".{output.name}.pet-surgery"
+        return cls(hidden, output, is_folder, force, digest, secrets.token_hex(8))
+
     @property
     def content(self) -> Path:
         """The folder that holds the output's complete files."""

@@ -7,29 +7,21 @@ same, and removed where it is not.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from enum import Enum
 from pathlib import Path
 
 from ckpt_tools.writing.atomic import Workspace, refuse_existing, sync_folder, write_synced, writing_failed
-from surgery.errors import InputChangedError, OutputExistsError, OutputLockedError, Problem, ResourceError
+from ckpt_tools.writing.leftovers import refuse_taken
+from ckpt_tools.writing.locks import Lock, is_still, try_lock
+from surgery.errors import OutputExistsError, OutputLockedError, Problem, ResourceError
 
-__all__ = [
-    "check_claimable",
-    "check_settled",
-    "claim_output",
-    "claim_part",
-    "left_bytes",
-    "refuse_taken",
-    "sweep_published",
-]
+__all__ = ["check_claimable", "claim_output", "claim_part"]
 
 # Where no folder can be made at all (/proc), making one fails as if it had just been removed.
 _LOCK_ATTEMPTS = 100
@@ -37,12 +29,6 @@ _LOCK_ATTEMPTS = 100
 # A run of a part holds the lock alone for a moment, in which it prepares the folder for all of them.
 _PATIENCE_SECONDS = 10.0
 _POLL_SECONDS = 0.05
-
-
-class _Lock(Enum):
-    HELD = "this run has it"
-    BUSY = "another run has it"
-    NONE = "the file system has no locks"
 
 
 @contextmanager
@@ -103,7 +89,7 @@ def claim_part(output: Path, digest: str, *, is_folder: bool, force: bool) -> It
             yield workspace
         finally:
             shutil.rmtree(workspace.parts, ignore_errors=True)
-            if not workspace.has_content() and _try_lock(descriptor, fcntl.LOCK_EX) is _Lock.HELD:
+            if not workspace.has_content() and try_lock(descriptor, fcntl.LOCK_EX) is Lock.HELD:
                 workspace.remove()
             os.close(descriptor)
     finally:
@@ -122,84 +108,9 @@ def check_claimable(output: Path, *, is_folder: bool, force: bool) -> None:
         pass
 
 
-def refuse_taken(output: Path) -> None:
-    """Make sure that nothing lies at the output's path; else what `sweep_published` removes is removed.
-
-    Raises:
-        OutputExistsError: Something does.
-    """
-    sweep_published(output)
-    refuse_existing(output)
-
-
-def sweep_published(*outputs: Path) -> None:
-    """Remove what runs left hidden that were killed when they had published their outputs."""
-    for output in outputs:
-        if os.path.lexists(output):
-            with suppress(OSError):
-                _sweep(_at(output, "", is_folder=False, force=False))
-
-
-def left_bytes(output: Path, names: Iterable[str]) -> int:
-    """Bytes on the disk that runs before this one left hidden, and that it either takes over or removes.
-
-    Args:
-        output: The path of the output.
-        names: The files that are to be written to it.
-    """
-    workspace = _at(output, "", is_folder=False, force=False)
-    try:
-        descriptor = os.open(workspace.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return 0
-    try:
-        total = 0
-        for name in names:
-            with suppress(OSError):
-                total += (workspace.content / name).stat().st_size
-        if _try_lock(descriptor, fcntl.LOCK_EX) is not _Lock.BUSY:  # else others are writing these
-            for path in workspace.all_parts.rglob("*"):
-                with suppress(OSError):
-                    total += path.lstat().st_blocks * 512
-        return total
-    finally:
-        os.close(descriptor)
-
-
-def check_settled(output: Path, other: Path) -> None:
-    """Make sure that a file and a small one beside it are of one run: they get their places one after the other.
-
-    Raises:
-        InputChangedError: A run is at it, or was killed at it: one of the two is new by now, and the other may be old.
-    """
-    workspace = _at(output, "", is_folder=False, force=False)
-    if workspace.beside.is_dir() and workspace.has_content():
-        found = f"maybe not that of {output}: a run is replacing both, or was killed at it ({workspace.folder})"
-        raise InputChangedError(
-            Problem(str(other), found, "both of one run", "Wait for that run; if none is at work, run it again")
-        )
-
-
-def _sweep(workspace: Workspace) -> None:
-    """Remove a hidden folder that no run holds, and in which nothing waits to be taken over."""
-    descriptor = os.open(workspace.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        is_free = _try_lock(descriptor, fcntl.LOCK_EX) is _Lock.HELD and _is_still(workspace.folder, descriptor)
-        if is_free and not workspace.has_content():
-            workspace.remove()
-    finally:
-        os.close(descriptor)
-
-
-def _at(output: Path, digest: str, *, is_folder: bool, force: bool) -> Workspace:
-    output = Path(os.path.realpath(output.parent)) / output.name  # unlike resolve(), fine with a circle of links
-    hidden = output.parent / f".{output.name}.pet-surgery"
-    return Workspace(hidden, output, is_folder, force, digest, secrets.token_hex(8))
-
-
 def _workspace(output: Path, digest: str, *, is_folder: bool, force: bool) -> tuple[Workspace, list[Path]]:
     """The hidden folder, which may be missing, and the folders above it that were made."""
-    workspace = _at(output, digest, is_folder=is_folder, force=force)
+    workspace = Workspace.of(output, digest, is_folder=is_folder, force=force)
     if not force:
         refuse_taken(workspace.output)
     return workspace, _make_folders(workspace.output.parent)
@@ -231,14 +142,14 @@ def _lock_alone(workspace: Workspace) -> int:
         descriptor = _open(workspace.folder)
         try:
             try:
-                lock = _try_lock(descriptor, fcntl.LOCK_EX)
+                lock = try_lock(descriptor, fcntl.LOCK_EX)
             except OSError as error:
                 with suppress(OSError):
                     workspace.folder.rmdir()  # where it is empty, nobody has it
                 raise writing_failed(workspace.output, error) from error
-            if lock is _Lock.BUSY:
+            if lock is Lock.BUSY:
                 raise _locked(workspace, "another run holds it")
-            if _is_still(workspace.folder, descriptor):
+            if is_still(workspace.folder, descriptor):
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -265,18 +176,18 @@ def _lock_together(workspace: Workspace) -> int:
 
 def _join(workspace: Workspace, descriptor: int) -> bool:
     """Share the lock, if that is possible by now; whoever is the first prepares the folder."""
-    lock = _try_lock(descriptor, fcntl.LOCK_EX)
-    if lock is not _Lock.BUSY:
-        if not _is_still(workspace.folder, descriptor):
+    lock = try_lock(descriptor, fcntl.LOCK_EX)
+    if lock is not Lock.BUSY:
+        if not is_still(workspace.folder, descriptor):
             return False
         try:
-            _prepare(workspace, is_alone=lock is _Lock.HELD, is_kept=True)
+            _prepare(workspace, is_alone=lock is Lock.HELD, is_kept=True)
         except ResourceError:
-            if lock is _Lock.HELD and not workspace.has_content():
+            if lock is Lock.HELD and not workspace.has_content():
                 workspace.remove()
             raise
     # Between giving up the one lock and getting the other another run may come in: what it left is looked at again.
-    if _try_lock(descriptor, fcntl.LOCK_SH) is _Lock.BUSY or not _is_still(workspace.folder, descriptor):
+    if try_lock(descriptor, fcntl.LOCK_SH) is Lock.BUSY or not is_still(workspace.folder, descriptor):
         return False
     if not workspace.is_visible():
         raise _locked(workspace, "runs of --ranks with other arguments hold it")
@@ -294,26 +205,6 @@ def _open(hidden: Path) -> int:
             if isinstance(error, FileNotFoundError) and attempts < _LOCK_ATTEMPTS:
                 continue  # the run that held it has just removed it
             raise _refused(hidden.parent, error) from error
-
-
-def _try_lock(descriptor: int, kind: int) -> _Lock:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _Lock.BUSY
-    except OSError as error:
-        # File systems without locks (some Lustre and NFS mounts) still get all of the other guarantees.
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        return _Lock.NONE
-    return _Lock.HELD
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _prepare(workspace: Workspace, *, is_alone: bool, is_kept: bool = False) -> None:

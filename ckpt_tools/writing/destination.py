@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ckpt_tools.sizes import format_size
 from ckpt_tools.tensors.sources import Source
-from ckpt_tools.writing.claims import left_bytes, refuse_taken
+from ckpt_tools.writing.leftovers import left_bytes, refuse_taken
 from ckpt_tools.writing.manifest import is_manifest
 from ckpt_tools.writing.plan import Plan
 from surgery.errors import OutputExistsError, Problem, ResourceError, UsageError
