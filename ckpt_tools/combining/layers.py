@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ckpt_tools.combining.deltas import TILE_ELEMENTS
 from ckpt_tools.combining.factors import Factors, MatrixPart, combine_matrices
+from ckpt_tools.combining.foretold import matrix_shape, scratch_bytes, threads_for
 from ckpt_tools.combining.model import Combination, Layer, Part
 from ckpt_tools.progress import Progress
 from ckpt_tools.reports import CombinedLayer
@@ -20,11 +20,10 @@ from ckpt_tools.tensors.casts import cast_array, count_nonfinite, widen
 from ckpt_tools.tensors.dtypes import DType
 from ckpt_tools.tensors.lazy import ByteRun, LazyTensor, Stored, files_of
 from ckpt_tools.tensors.sources import check_unchanged, open_source
-from ckpt_tools.tensors.views import Constant
 from ckpt_tools.writing.finite import wider_type
 from ckpt_tools.writing.memory import Budget
 from ckpt_tools.writing.scratch import check_scratch, scratch_failed
-from surgery.errors import NonFiniteError, Problem, ResourceError
+from surgery.errors import NonFiniteError, Problem
 
 __all__ = [
     "Combined",
@@ -32,9 +31,6 @@ __all__ = [
     "combine_layers",
     "layer_matrices",
     "layer_problems",
-    "peak_bytes",
-    "stand_ins",
-    "working_bytes",
 ]
 
 
@@ -58,7 +54,7 @@ def layer_problems(layers: Sequence[Layer], how: Combination) -> list[Problem]:
     problems = []
     for layer in layers:
         ranks = sorted({part.rank for part in layer.parts})
-        shapes = sorted({_matrix_shape(layer.kind, part) for part in layer.parts})
+        shapes = sorted({matrix_shape(layer.kind, part) for part in layer.parts})
         if len(shapes) > 1:
             found = f"updates of shapes {', '.join(map(str, shapes))}"
             problems.append(Problem(layer.name, found, "adapters of one base", "Are they of the same model?"))
@@ -83,34 +79,6 @@ def bias_problem(name: str, how: Combination) -> Problem | None:
         return None
     found = f"--method {how.method} and a trained bias of B"
     return Problem(name, found, "cat, linear or svd, which sum it", "Choose one of these")
-
-
-def stand_ins(layers: Sequence[Layer], how: Combination, dtype: DType) -> dict[str, tuple[LazyTensor, LazyTensor]]:
-    """What has the shapes of the combined A and B before there are any, to lay out where they will go.
-
-    Args:
-        layers: The layers, to which `layer_problems` has no objection.
-        how: The method.
-        dtype: The type of A and B.
-
-    Returns:
-        Name of the layer to its A and B, of rank 1 where the rank depends on the values.
-    """
-
-    def zeros(*shape: int) -> LazyTensor:
-        return Constant(np.broadcast_to(np.zeros((), dtype.numpy), shape), dtype)
-
-    made = {}
-    for layer in layers:
-        ranks = [part.rank for part in layer.parts]
-        is_known = how.rank is None and how.energy is None
-        rank = 1 if not is_known else {"cat": sum(ranks), "factors": ranks[0]}.get(how.how.of, 1)
-        a, b = layer.parts[0].a.shape, layer.parts[0].b.shape
-        if layer.kind == "expert":
-            made[layer.name] = (zeros(*a[:2], rank), zeros(b[0], rank, *b[2:]))
-        else:
-            made[layer.name] = (zeros(rank, *a[1:]), zeros(b[0], rank, *b[2:]))
-    return made
 
 
 def combine_layers(
@@ -143,8 +111,8 @@ def combine_layers(
         ResourceError: No room, or not enough memory for a single layer.
     """
     usual = max((part.rank for layer in layers for part in layer.parts), default=0)
-    threads = _threads(layers, how, budget, max_memory)
-    check_scratch(folder, _scratch_bytes(layers, how, usual, dtype, threads))
+    threads = threads_for(layers, how, budget, max_memory)
+    check_scratch(folder, scratch_bytes(layers, how, usual, dtype, threads))
     progress.start(sum(map(_elements, layers)), f"combining ({how.method})")
 
     def work(number: int) -> Combined:
@@ -165,17 +133,6 @@ def combine_layers(
     for source in {source for tensor in tensors for source in files_of(tensor)}:
         check_unchanged(source)
     return {layer.name: done for layer, done in zip(layers, combined, strict=True)}
-
-
-def working_bytes(layers: Sequence[Layer], how: Combination) -> int:
-    """The anonymous memory that the largest layer takes while it is combined, at most."""
-    usual = max((part.rank for layer in layers for part in layer.parts), default=0)
-    return max((_layer_bytes(layer, how, usual) for layer in layers), default=0)
-
-
-def peak_bytes(layers: Sequence[Layer], how: Combination, budget: Budget) -> int:
-    """The anonymous memory of this process that combining takes at most, what it takes anyway included."""
-    return Budget(0).peak_bytes + _threads(layers, how, budget, None) * working_bytes(layers, how)
 
 
 def _combine(layer: Layer, how: Combination, usual: int, dtype: DType, folder: Path, path: Path) -> Combined:
@@ -269,58 +226,5 @@ def _report(layer: Layer, results: Sequence[Factors], rank: int) -> CombinedLaye
     )
 
 
-def _matrix_shape(kind: str, part: Part) -> tuple[int, ...]:
-    if kind == "expert":
-        return (part.a.shape[0], part.a.shape[1], part.b.shape[2])
-    return (part.b.shape[0], *part.a.shape[1:])
-
-
-def _sizes(layer: Layer) -> tuple[int, int, int]:
-    """Matrices, and the rows and columns of each."""
-    shape = _matrix_shape(layer.kind, layer.parts[0])
-    if layer.kind == "expert":
-        return shape[0], shape[1], shape[2]
-    return 1, shape[0], math.prod(shape[1:])
-
-
 def _elements(layer: Layer) -> int:
     return sum(part.a.size + part.b.size for part in layer.parts)
-
-
-def _layer_bytes(layer: Layer, how: Combination, usual: int) -> int:
-    """Both factors as they are read, in float32 and, behind each other and decomposed, some times in float64."""
-    experts, out, inner = _sizes(layer)
-    ranks = sum(part.rank for part in layer.parts)
-    new = how.rank or (ranks if how.how.of == "cat" else usual)
-    room = (out + inner) * (12 * experts * ranks + 48 * (ranks + new))
-    if how.how.of == "delta" and how.how.prune:
-        narrow = min(out, inner)
-        tiles = (4 * len(layer.parts) + 8) * 4 * max(TILE_ELEMENTS, narrow)
-        room += tiles + min(5 * narrow, 6 * (2 * new + 32)) * 8 * narrow
-    return room
-
-
-def _scratch_bytes(layers: Sequence[Layer], how: Combination, usual: int, dtype: DType, threads: int) -> int:
-    """What lies in the temporary folder: each layer's A and B, of whatever rank that is known, and deltas."""
-    total, deltas = 0, []
-    for layer in layers:
-        experts, out, inner = _sizes(layer)
-        if how.energy is not None:
-            rank = 1  # at least
-        else:
-            rank = how.rank or (sum(part.rank for part in layer.parts) if how.how.of == "cat" else usual)
-        total += experts * (out + inner) * rank * dtype.itemsize
-        if how.spills:
-            deltas.append(4 * out * inner)
-    return total + sum(sorted(deltas)[-threads:])
-
-
-def _threads(layers: Sequence[Layer], how: Combination, budget: Budget, max_memory: int | None) -> int:
-    largest = working_bytes(layers, how) or 1
-    room = budget.peak_bytes - Budget(0).peak_bytes
-    if max_memory is not None and largest > room:
-        least = Budget(0).peak_bytes + largest
-        raise ResourceError(
-            Problem("--max-memory", f"{max_memory} bytes", f"at least {least} bytes, for the largest layer")
-        )
-    return max(1, min(budget.threads, room // largest))

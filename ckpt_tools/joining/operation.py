@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tools.combining import Combination, bias_problem, combine_layers, layer_problems, stand_ins
-from ckpt_tools.combining.layers import peak_bytes
+from ckpt_tools.combining.foretold import peak_bytes
 from ckpt_tools.joining.belonging import base_of
 from ckpt_tools.joining.draft import JoinDraft
 from ckpt_tools.joining.matching import Joined, join_adapters

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tools.combining import Combination, Layer, Part, bias_problem, combine_layers, layer_problems
-from ckpt_tools.combining.layers import peak_bytes
+from ckpt_tools.combining.foretold import peak_bytes
 from ckpt_tools.merging.fitting import term_of
 from ckpt_tools.merging.fold_plan import Fold, FoldPlan
 from ckpt_tools.progress import Progress

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ckpt_tools.combining import Combination, Layer, Part, combine_layers, layer_problems
-from ckpt_tools.combining.layers import Combined, working_bytes
+from ckpt_tools.combining.foretold import working_bytes
+from ckpt_tools.combining.layers import Combined
 from ckpt_tools.progress import SILENT
 from ckpt_tools.tensors.dtypes import BY_NAME
 from ckpt_tools.tensors.lazy import ByteRun, Stored
