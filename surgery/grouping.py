@@ -225,7 +225,7 @@ def _shape_fault(kind: str, a: ParameterName, b: ParameterName, a_shape: Shape, 
             return Problem(where, found, expected)
         if a_shape[0] == b_shape[0] and a_shape[2] == b_shape[1]:
             return None
-        transposed = a_shape[0] == b_shape[0] and a_shape[1] == b_shape[2]
+        transposed = "Both look" if a_shape[0] == b_shape[0] and a_shape[1] == b_shape[2] else ""
     elif kind == "conv":
         expected = "A (rank, in, *kernel) and B (out, rank, 1, ...)"
         fits = len(a_shape) == len(b_shape) and set(b_shape[2:]) <= {1} and a_shape[0] == b_shape[1]
@@ -240,14 +240,20 @@ def _shape_fault(kind: str, a: ParameterName, b: ParameterName, a_shape: Shape, 
             return Problem(where, found, expected)
         if a_shape[0] == b_shape[1]:
             return None
-        # With a square weight the other axes agree too; the rank is the smaller one.
-        transposed = a_shape[1] == b_shape[0] and a_shape[1] <= min(a_shape[0], b_shape[1])
+        transposed = _look_transposed(a_shape, b_shape)
     remedy = (
-        "Both look transposed: write them transposed"
+        f"{transposed} transposed: write {'them' if transposed == 'Both look' else 'it'} transposed"
         if transposed
         else "The ranks differ: A and B come from different adapters, or one of them is a slice of a distributed run"
     )
     return Problem(where, found, expected, remedy)
+
+
+def _look_transposed(a_shape: Shape, b_shape: Shape) -> str:
+    """Which of A and B have the rank, the smallest of all sides, where the other side should be; empty where none."""
+    rank = min(*a_shape, *b_shape)
+    a_place, b_place = (shape.index(rank) if rank in shape else -1 for shape in (a_shape, b_shape))
+    return {(1, 0): "Both look", (1, 1): "A looks", (0, 0): "B looks"}.get((a_place, b_place), "")
 
 
 def _unpaired(parameter: ParameterName, a: ParameterName | None, b: ParameterName | None) -> Problem:
