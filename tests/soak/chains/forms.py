@@ -39,9 +39,12 @@ def new_spelling(chain: Chain, form: str, own: str) -> str:
     return own if chain.style == PLAIN else _STYLES.get(form, own)
 
 
-def fits_slora(adapter: Adapter) -> bool:
-    """Whether SLoRA takes it: one rank, and A and B alone."""
-    return len({pair.rank for pair in adapter.pairs.values()}) == 1 and not adapter.saved
+def fits(adapter: Adapter, form: str) -> bool:
+    """Whether a form has a place for all of it: MindFormers knows no DoRA, and SLoRA but A and B of one rank."""
+    if form in ("mindformers", "slora") and any(pair.magnitudes is not None for pair in adapter.pairs.values()):
+        return False
+    is_plain = len({pair.rank for pair in adapter.pairs.values()}) == 1 and not adapter.saved
+    return form != "slora" or is_plain
 
 
 def renamed_pair(chain: Chain, weight: str, pair: Pair, form: str) -> Pair:

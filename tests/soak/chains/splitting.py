@@ -13,7 +13,7 @@ from chains.files import read_folder
 from chains.forms import (
     FORMS,
     adapter_place,
-    fits_slora,
+    fits,
     nested,
     new_family,
     new_spelling,
@@ -75,7 +75,7 @@ def convert(chain: Chain) -> bool:
     }
     expected |= {name: cast(tensor, dtype) for name, tensor in saved.values()}
     line = [before.path, "--format", form, *options, *(["--dtype", dtype] if dtype else [])]
-    if form == "slora" and not fits_slora(adapter):
+    if not fits(adapter, form):
         chain.shell.run("pet-split", *line, "-o", place.path, code=MISFIT)
         return True
     write(chain, "pet-split", line, place)

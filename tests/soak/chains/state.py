@@ -100,7 +100,8 @@ def choose_names(chain: Chain) -> tuple[str | None, Mapping[str, str]]:
 
 def _renamed_by_file(chain: Chain) -> tuple[str | None, Mapping[str, str]]:
     """Two tensors that are alike and no layers swap their names, if there are two."""
-    plain = sorted(name for name, one in chain.weights.items() if one.bits.ndim == 1)
+    # Integers stay where they are: an adapter that waits may have trained what has the name.
+    plain = sorted(name for name, one in chain.weights.items() if one.bits.ndim == 1 and one.dtype is not None)
     first = chain.rng.choice(plain)
     shape = chain.weights[first].bits.shape
     second = chain.rng.choice([name for name in plain if chain.weights[name].bits.shape == shape])
