@@ -121,9 +121,10 @@ class Adapter:
 
     def with_tensors(self, model: Model, **changes: object) -> Adapter:
         """The same with other contents under the same names."""
-        pairs = {
-            weight: replace(pair, a=model[pair.a_name], b=model[pair.b_name]) for weight, pair in self.pairs.items()
-        }
+        pairs = {}
+        for weight, pair in self.pairs.items():
+            a, b, *magnitudes = (model[name] for name, _ in pair_items(pair))
+            pairs[weight] = replace(pair, a=a, b=b, magnitudes=magnitudes[0] if magnitudes else None)
         saved = {weight: (name, model[name]) for weight, (name, _) in self.saved.items()}
         return replace(self, pairs=pairs, saved=saved, **changes)
 
