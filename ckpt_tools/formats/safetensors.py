@@ -36,12 +36,12 @@ from surgery.errors import CorruptInputError, Problem, UnknownFormatError
 
 __all__ = ["LENGTH_BYTES", "MAX_HEADER_BYTES", "HeaderTensors", "layout_safetensors", "read_safetensors"]
 
-# The largest number of axes that numpy 1 can hold, and of bytes that an offset can count.
 _DAMAGED = (
     "The file is damaged, or not of a safetensors library: copy it again from where it was saved, or save it again"
 )
 _RESAVE = "Save it again with strings alone: json.dumps makes one of anything else"
 
+# The largest number of axes that numpy 1 can hold, and of bytes that an offset can count.
 _MAX_AXES = 32
 _MAX_BYTES = 2**63 - 1
 _MAX_PROBLEMS = 20

@@ -31,7 +31,8 @@ def test_the_best_approximation_of_a_rank_is_found(shape: tuple[int, int]) -> No
     assert found.total == pytest.approx(float(np.sum(values**2)), rel=1e-6)
 
 
-@pytest.mark.parametrize(("shape", "energy"), [((120, 80), 0.3), ((120, 80), 0.9), ((1100, 1030), 0.3)])
+@pytest.mark.parametrize("shape", [(120, 80), (1300, 1060)])
+@pytest.mark.parametrize("energy", [0.3, 0.9])
 def test_the_fewest_values_with_an_energy_are_found(shape: tuple[int, int], energy: float) -> None:
     matrix = _noisy(*shape, rank=20)
     squares = np.linalg.svd(matrix.astype(np.float64), compute_uv=False) ** 2
